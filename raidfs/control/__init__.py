@@ -1,0 +1,1 @@
+"""The control socket of a node: JSON documents between the command line and the daemon."""

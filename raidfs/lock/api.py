@@ -1,0 +1,128 @@
+"""What a lock manager is: the semantics of Linux's DLM, as the rest of raidfs sees them.
+
+A *lock space* is a name space of *resources*; a client creates a *lock* on a resource once, in mode NL, and then
+only *converts* it. Six modes (NL CR CW PR PW EX) with VMS compatibility; conversions are granted first come,
+first served and before new requests; a conversion down is granted at once. Each resource carries a lock value
+block (LVB) of 32 bytes, which a conversion reads or writes according to the modes it goes between. A client
+that dies loses all of its locks; if one of them could have been changing an LVB (PW or EX) the value is marked not
+valid until somebody writes it again.
+
+Everything above this package sees only these classes; the embedded server, the Linux DLM and the
+simulator implement them and pass one contract suite (``tests/lock/contract.py``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Callable
+from typing import Protocol
+
+LVB_BYTES = 32  # of every lock space made through libdlm (DLM_USER_LVB_LEN, linux/dlm_device.h)
+NAME_BYTES_MAX = 64  # of a lock space's and of a resource's name (DLM_LOCKSPACE_LEN, DLM_RESNAME_MAXLEN)
+
+
+class Mode(enum.IntEnum):
+    """The six lock modes, weakest first; the numbers are the DLM's."""
+
+    NL = 0
+    CR = 1
+    CW = 2
+    PR = 3
+    PW = 4
+    EX = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class LockView:
+    """One lock in an answer of `Lockspace.query`.
+
+    ``client`` names its owner as given to `LockManager.open_lockspace`; ``granted`` is the mode it has,
+    ``requested`` the mode it waits for or None; ``waiting_s`` how long it has waited, in seconds.
+    """
+
+    client: str
+    granted: Mode
+    requested: Mode | None
+    waiting_s: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ResourceView:
+    """One resource in an answer of `Lockspace.query`: its locks, granted ones first, then waiters in queue order."""
+
+    name: str
+    locks: tuple[LockView, ...]
+    lvb: bytes
+    lvb_valid: bool
+
+
+class Lock(Protocol):
+    """This client's lock on one resource.
+
+    ``lvb`` is the client's own buffer of 32 bytes: a conversion that reads fills it, one that writes takes it (so
+    set it *after* the grant that allows writing and before the conversion that publishes). ``lvb_valid`` is False
+    after a grant that told VALNOTVALID.
+    """
+
+    resource: str
+    mode: Mode
+    lvb: bytes
+    lvb_valid: bool
+
+    async def convert(self, mode: Mode, *, noqueue: bool = False) -> None:
+        """Convert to ``mode`` and return when it is granted.
+
+        One conversion at a time on each lock. With ``noqueue`` raises LockRefused instead of waiting. Raises
+        LockCancelled when `cancel` ended the wait, LockspaceLost when the lock space is lost. When the waiting task
+        is cancelled the request is cancelled too, and drained: on the way out the lock is either converted or as it
+        was before, and ``mode`` tells which; no late answer can reach a later request.
+        """
+
+    async def cancel(self) -> bool:
+        """Cancel a waiting conversion; return whether there was one to cancel (it may be granted just before)."""
+
+    async def release(self) -> None:
+        """Give the lock up altogether, whatever it holds or waits for (FORCEUNLOCK); a second call does nothing.
+
+        The LVB is not written by it.
+        """
+
+
+class Lockspace(Protocol):
+    """A lock space that this client has joined."""
+
+    name: str
+
+    async def lock(self, resource: str, *, on_blocking: Callable[[Mode], None] | None = None) -> Lock:
+        """Create this client's lock on ``resource``, granted in NL at once.
+
+        ``on_blocking(mode)`` is called on the runtime's thread when the lock, as it is held now, stands in the way of
+        somebody's request for ``mode``; it must not wait. A lock in NL stands in nobody's way.
+        """
+
+    async def query(self) -> list[ResourceView]:
+        """Return who holds and who waits, for all resources of the lock space, sorted by name."""
+
+    async def wait_lost(self) -> str:
+        """Return the reason as soon as the lock space is lost; wait for ever while it is not."""
+
+    @property
+    def lost(self) -> str | None:
+        """The reason why the lock space is lost, or None."""
+
+    async def close(self) -> None:
+        """Leave: release all locks and end the membership; a second call does nothing."""
+
+
+class LockManager(Protocol):
+    """A way to reach a lock manager."""
+
+    async def open_lockspace(self, name: str, *, cluster_name: str, client: str) -> Lockspace:
+        """Join the lock space ``name``, creating it when it is not there.
+
+        ``client`` names this member in queries. Raises WrongClusterName when the manager serves another cluster.
+        """
+
+    async def close(self) -> None:
+        """Close the way; lock spaces that were not closed count as left by a dead client."""

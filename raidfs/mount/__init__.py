@@ -1,0 +1,1 @@
+"""The FUSE side of a node: the block file, the daemon and how it is started."""

@@ -1,0 +1,1 @@
+"""Simulated parts for tests: nothing in production imports this package."""
