@@ -86,6 +86,263 @@ class ImageError(RaidfsError):
     """Something is wrong with a backing image; nothing was written to it."""
 
 
+class ImageNotFound(ImageError):
+    """There is no file or device of that name."""
+
+    template = "{path}: there is no such image; check the name, or let `raidfs create --size` make it"
+    errno = _errno.ENOENT
+
+
+class ImageNotUsable(ImageError):
+    """The name is neither a regular file nor a block device."""
+
+    template = "{path} is {kind}; a backing image is a regular file or a block device"
+    errno = _errno.EINVAL
+
+
+class ImageAccess(ImageError):
+    """The system refused a call on an image; ``doing`` names the call's purpose, ``reason`` is the errno in words."""
+
+    template = "{path}: cannot {doing}: {reason}"
+
+
+class ImageInUse(ImageError):
+    """Another process holds the image: a mounted node, a file system, a device mapper table."""
+
+    template = "{path} is in use by another process; unmount its array (`raidfs umount`) or stop what uses it first"
+    errno = _errno.EBUSY
+
+
+class ImageClosed(ImageError):
+    """An image is used after it was closed: a fault of the program, never of the image."""
+
+    template = "{path} was closed already; open it again"
+    errno = _errno.EBADF
+
+
+class ImageShort(ImageError):
+    """An image ends before a place that has to be read."""
+
+    template = "{path} ends at byte {size_bytes}, before the {wanted_bytes} bytes at {offset_bytes}; it is truncated"
+
+
+class ImageTooSmall(ImageError):
+    """An image that cannot hold the array that is asked for."""
+
+    template = (
+        "{path} is too small: it has {have_sectors} sectors and {need_sectors} are needed; "
+        "give a larger image or a smaller --size"
+    )
+    errno = _errno.ENOSPC
+
+
+class ImageHoldsData(ImageError):
+    """Creating an array would overwrite something; ``found`` names it."""
+
+    template = "{path} already holds {found}; give --force to overwrite it"
+    errno = _errno.EEXIST
+
+
+class SameImageTwice(ImageError):
+    """Two names of one file or device: a mirror on it would protect nothing."""
+
+    template = "{path} and {other_path} are the same image; give each image once"
+    errno = _errno.EINVAL
+
+
+class NoSuperblock(ImageError):
+    """The place of the superblock holds something else (mdadm's words)."""
+
+    template = "No md superblock detected on {path}."
+    errno = _errno.ENOENT
+
+
+class SuperblockVersion(ImageError):
+    """A superblock of a format that is not version 1."""
+
+    template = "{path}: the superblock has version {version}; raidfs reads version 1.2"
+    errno = _errno.EINVAL
+
+
+class SuperblockChecksum(ImageError):
+    """The superblock does not add up: it is damaged."""
+
+    template = (
+        "{path}: the superblock's checksum is {stored} and should be {computed}: it is damaged; "
+        "leave this image out (`raidfs mount --run`) and add it again"
+    )
+
+
+class SuperblockFeatures(ImageError):
+    """The superblock asks for features that a clustered RAID1 does not have."""
+
+    template = (
+        "{path}: the superblock's feature map {feature_map} has the bits {unknown}, which raidfs does not know; "
+        "use the program that set them"
+    )
+    errno = _errno.EOPNOTSUPP
+
+
+class SuperblockField(ImageError):
+    """One field of a superblock or bitmap superblock has a value that cannot be; ``rule`` says what it must be."""
+
+    template = "{path}: {place} field {field} is {value}, but {rule}; compare with `raidfs examine` of the other images"
+    errno = _errno.EINVAL
+
+
+class NoBitmapSuperblock(ImageError):
+    """The place of a slot's bitmap superblock holds something else."""
+
+    template = (
+        "{path}: no bitmap superblock in slot {slot} (magic {magic}): it is damaged; "
+        "leave this image out (`raidfs mount --run`) and add it again"
+    )
+
+
+class NotClusteredBitmap(ImageError):
+    """A bitmap of one host, or of a version from the future."""
+
+    template = (
+        "{path}: the bitmap has version {version}, a clustered bitmap has 5; "
+        "change it with `mdadm --grow --bitmap=none`, then `--bitmap=clustered`"
+    )
+    errno = _errno.EOPNOTSUPP
+
+
+class BadGeometry(ImageError):
+    """An array that cannot be laid out as asked; ``rule`` says what is possible."""
+
+    template = "the {what} {value} is not possible: {rule}"
+    exit_code = EXIT_USAGE
+    errno = _errno.EINVAL
+
+
+class TooManyNodes(ImageError):
+    """The slots of all nodes do not fit before the data area."""
+
+    template = (
+        "{nodes} nodes need {need_bytes} bytes of bitmap and there is room for {have_bytes}, "
+        "that is {nodes_max} nodes; give a larger --bitmap-chunk or fewer --nodes"
+    )
+    errno = _errno.ENOSPC
+
+
+class AssembleError(ImageError):
+    """These images do not make up an array that could be started."""
+
+    errno = _errno.EINVAL
+
+
+class NoImagesGiven(AssembleError):
+    """An array of nothing."""
+
+    template = "no image was given; name the images of the array"
+    exit_code = EXIT_USAGE
+
+
+class NotRaid1(AssembleError):
+    """An md array of another kind."""
+
+    template = "{path} belongs to an array of level {level}; raidfs runs RAID1 only, use mdadm"
+
+
+class NotClustered(AssembleError):
+    """An md RAID1 of one host."""
+
+    template = (
+        "{path} belongs to an array without a clustered bitmap (feature map {feature_map}); "
+        "make it one with `mdadm --grow --bitmap=clustered`"
+    )
+
+
+class OtherArray(AssembleError):
+    """Images of two arrays were given."""
+
+    template = (
+        "{path} belongs to array {uuid} and {other_path} to array {other_uuid}; "
+        "give the images of one array (`raidfs examine` tells them apart)"
+    )
+
+
+class OtherCluster(AssembleError):
+    """The array belongs to another cluster than the one that is asked for."""
+
+    template = (
+        "{path}: the array belongs to cluster {found!r}, not to {wanted!r}; "
+        "mount it there, or change it with `raidfs update --cluster-name`"
+    )
+
+
+class DuplicateLeg(AssembleError):
+    """Two images say that they are the same leg: one is a copy of the other."""
+
+    template = "{path} and {other_path} are both leg {dev_number} ({what} is the same): one is a copy; leave it out"
+
+
+class NoUsableLeg(AssembleError):
+    """No image holds all of the array's data."""
+
+    template = (
+        "array {uuid}: none of the images is in sync ({reasons}); "
+        "give the image that was used last (`raidfs examine` shows Events)"
+    )
+
+
+class LegMissing(AssembleError):
+    """A position of the array has no image; starting degraded is the user's decision."""
+
+    template = "array {uuid}: leg {role} is missing; give its image too, or start degraded with --run"
+
+
+class LegLeftOut(AssembleError):
+    """An image was given that is not usable as the leg it was; starting degraded is the user's decision."""
+
+    template = "{path} cannot be used as a leg: it is {reason}; start degraded with --run, then add it again"
+
+
+class LegsDiverged(AssembleError):
+    """Two legs that were each run without the other: which data counts is the user's decision."""
+
+    template = (
+        "{path} (events {events}) and {other_path} (events {other_events}) do not follow from one another "
+        "({field} differs): each was used without the other; give only the one whose data you want, with --run"
+    )
+
+
+class LegLayoutDiffers(AssembleError):
+    """Legs of one array that do not have one layout."""
+
+    template = (
+        "{path}: {field} is {value} and {other_path} has {other_value}; give legs that mdadm or raidfs made together"
+    )
+
+
+class LegTruncated(AssembleError):
+    """An image is shorter than its superblock says."""
+
+    template = (
+        "{path} is truncated: it has {have_sectors} sectors and its array needs {need_sectors}; "
+        "restore its length, or leave it out and start degraded with --run"
+    )
+
+
+class BitmapOfOtherArray(AssembleError):
+    """A slot's bitmap superblock carries another UUID than the superblock."""
+
+    template = (
+        "{path}: the bitmap of slot {slot} belongs to array {found}, the superblock to {uuid}; leave the image out"
+    )
+
+
+class BitmapSlotsDiffer(AssembleError):
+    """The bitmap superblocks of two slots do not describe one array."""
+
+    template = (
+        "{path}: the bitmaps of slot {slot} and slot {other_slot} differ in {field} ({value} and {other_value}); "
+        "compare the images with `raidfs examine` and leave a damaged one out"
+    )
+
+
 # ---- lock managers -----------------------------------------------------------------------------------------
 
 
@@ -114,8 +371,256 @@ class LockspaceLost(LockError):
     errno = _errno.EIO
 
 
+class LockDeadlock(LockError):
+    """The conversion would have closed a circle of conversions on one resource (EDEADLK in the DLM)."""
+
+    template = "lock {resource}: converting to {mode} would deadlock with a conversion that waits; convert to NL first"
+    errno = _errno.EDEADLK
+
+
+class LockBusy(LockError):
+    """A second conversion was asked of a lock whose first one is still under way (EBUSY in the DLM)."""
+
+    template = "lock {resource}: a conversion to {mode} is under way; wait for it or cancel it"
+    errno = _errno.EBUSY
+
+
+class LockProtocolError(LockError):
+    """A peer said something that has no meaning in the lock protocol; its connection is ended."""
+
+    template = "lock protocol: {reason}; if both sides run the same version of raidfs, report this as a bug"
+    errno = _errno.EPROTO
+
+
+class LockVersionMismatch(LockError):
+    """Node and lock server speak different versions of the lock protocol."""
+
+    template = (
+        "the lock server at {address} speaks protocol version {server_version}, this raidfs speaks {own_version}; "
+        "run the same version of raidfs on all nodes and restart the lock server"
+    )
+    errno = _errno.EPROTO
+
+
+class LockServerUnreachable(LockError):
+    """Nobody answers at the address of the lock server."""
+
+    template = "no lock server answers at {address}: {reason}; start one with `raidfs lockd --listen {address}`"
+    errno = _errno.ECONNREFUSED
+
+
+class LockServerNotStarted(LockError):
+    """The lock server of ``--lock auto`` could not be started, or ended at once."""
+
+    template = "the lock server at {address} could not be started: {reason}; try `raidfs lockd --listen {address}`"
+    errno = _errno.ECONNREFUSED
+
+
+class LockServerUntrusted(LockError):
+    """Somebody who must not be trusted with the locks of these images listens at the address."""
+
+    template = (
+        "the lock server at {address} runs as user {uid}, who is neither root, nor you, nor an owner of the images; "
+        "have it stopped, or name another manager with --lock"
+    )
+    errno = _errno.EPERM
+
+
+class LockClientRefused(LockError):
+    """The lock server does not serve this user."""
+
+    template = "the lock server does not serve user {uid}; start it with `raidfs lockd --allow-uid {uid}`"
+    errno = _errno.EPERM
+
+
+class LockServerFull(LockError):
+    """The lock server has as many clients as it can serve."""
+
+    template = "the lock server has {clients} clients already, and that is its limit; unmount a node first"
+    errno = _errno.EUSERS
+
+
+class LockAddressInUse(LockError):
+    """Another lock server listens at the address."""
+
+    template = "a lock server listens at {address} already; use it, or choose another address with --listen"
+    errno = _errno.EADDRINUSE
+
+
+class LockAddressNotUsable(LockError):
+    """A lock server cannot listen at the address."""
+
+    template = "cannot listen at {address}: {reason}; choose another address with --listen"
+    errno = _errno.EADDRNOTAVAIL
+
+
+class LockManagerUnavailable(LockError):
+    """A kind of lock manager that this build does not have."""
+
+    template = "this build has no lock manager {text!r}; use --lock auto on one host, or --lock unix:PATH"
+    errno = _errno.EOPNOTSUPP
+
+
+class BadLockAddress(UsageError):
+    """A ``--lock`` or ``--listen`` value that cannot be read."""
+
+    template = "{text!r} is not a lock manager's address: {reason}; write auto, unix:PATH or abstract:NAME"
+
+
+class WrongClusterName(LockError):
+    """The lock manager, or the lock space, belongs to another cluster."""
+
+    template = (
+        "lock space {name} belongs to cluster {manager_cluster!r}, not to {own_cluster!r}; "
+        "mount with the lock manager of the right cluster, or rename it with `raidfs update --cluster-name`"
+    )
+    errno = _errno.EBADR
+
+
 # ---- joining and running an array --------------------------------------------------------------------------
 
 
 class NodeError(RaidfsError):
     """A node cannot join, or cannot do what it was asked."""
+
+
+# ---- mounting ----------------------------------------------------------------------------------------------
+
+
+class MountError(RaidfsError):
+    """The array cannot be mounted, or not be unmounted."""
+
+
+class MountpointMissing(MountError):
+    """The mount point does not exist."""
+
+    template = "{path}: there is no such directory; make it first: mkdir -p {path}"
+    errno = _errno.ENOENT
+
+
+class MountpointNotDirectory(MountError):
+    """The mount point is something else than a directory."""
+
+    template = "{path} is not a directory; raidfs mounts a directory that holds the block file"
+    errno = _errno.ENOTDIR
+
+
+class MountpointNotEmpty(MountError):
+    """A mount would hide files."""
+
+    template = "{path} is not empty and a mount would hide what is in it; choose an empty directory"
+    errno = _errno.ENOTEMPTY
+
+
+class MountpointAccess(MountError):
+    """The mount point cannot be looked at."""
+
+    template = "{path}: cannot use it as mount point: {reason}; choose a directory of your own"
+    errno = _errno.EACCES
+
+
+class MountpointTaken(MountError):
+    """Something is mounted there already."""
+
+    template = "{path} is a mount point of {source} already; unmount that first, or choose another directory"
+    errno = _errno.EBUSY
+
+
+class MountpointDead(MountError):
+    """A FUSE mount whose daemon is gone."""
+
+    template = "{path} is left over from a daemon that died; clean it up: fusermount3 -u -z {path}"
+    errno = _errno.ENOTCONN
+
+
+class FusermountMissing(MountError):
+    """The helper that mounts for ordinary users is not installed."""
+
+    template = "fusermount3 is not to be found; install the package fuse3"
+    errno = _errno.ENOENT
+
+
+class MountRefused(MountError):
+    """The system refused the mount; ``reason`` is what fusermount3 said."""
+
+    template = "{path}: cannot mount: {reason}; is /dev/fuse there, and are FUSE mounts allowed here?"
+
+
+class MountBusy(MountError):
+    """Somebody has a file or directory below the mount point open."""
+
+    template = "{path} is in use and stays mounted; see by whom with `fuser -vm {path}`, end that, and unmount again"
+    errno = _errno.EBUSY
+
+
+class UnmountFailed(MountError):
+    """The system refused to unmount for another reason than being busy."""
+
+    template = "{path}: cannot unmount: {reason}; the node goes on, its log tells more"
+
+
+class UnmountInterrupted(MountError):
+    """The daemon ended in the middle of being told to unmount, before it said whether all went well."""
+
+    template = "the node at {path} ended without a word while it was being stopped; see its log {log}"
+
+
+class DaemonDied(MountError):
+    """The node's process ended before it was ready and without an error of its own."""
+
+    template = "the node ended before it was usable ({how}); its log is {log}"
+
+
+# ---- the control socket ------------------------------------------------------------------------------------
+
+
+class ControlError(RaidfsError):
+    """A node cannot be asked, or was asked something it does not understand."""
+
+
+class BadDocument(ControlError):
+    """A document on a control socket does not have the agreed shape."""
+
+    template = "control message: {where} is not {wanted}; are daemon and command of the same version?"
+    errno = _errno.EBADMSG
+
+
+class UnknownMethod(ControlError):
+    """The daemon does not know a request by that name."""
+
+    template = "the node does not know {method!r}; it may be older: unmount and mount it again with this version"
+    errno = _errno.ENOSYS
+
+
+class NoNode(ControlError):
+    """Nothing of raidfs is mounted there on this machine, as far as this user may see."""
+
+    template = "{path}: no node of yours is mounted there; `raidfs status` lists them"
+    errno = _errno.ENOENT
+
+
+class NodeSilent(ControlError):
+    """The node's process is there and does not answer."""
+
+    template = "the node at {path} does not answer: {reason}; see its log {log}"
+    errno = _errno.ETIMEDOUT
+
+
+class MountpointServed(ControlError):
+    """Another living daemon serves this mount point."""
+
+    template = "{path} is served by another node; unmount it first: raidfs umount {path}"
+    errno = _errno.EBUSY
+
+
+class RuntimeDirectoryUnusable(ControlError):
+    """The directory of control sockets and logs cannot be made or is not safe to use."""
+
+    template = "{path} cannot hold control sockets and logs: {reason}; set XDG_RUNTIME_DIR to a private directory"
+    errno = _errno.EACCES
+
+
+class BadRange(UsageError):
+    """A range of bytes that has no meaning for this array."""
+
+    template = "bytes {lo} to {hi} are no range of this array; give 0 <= lo < hi <= {size}, or 0 0 to lift"
