@@ -1,1 +1,1 @@
-"""The control socket of a node: JSON documents between the command line and the daemon."""
+"""The control socket of a node: how other programs of the same owner ask it and tell it things."""

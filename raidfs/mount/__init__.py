@@ -1,1 +1,4 @@
-"""The FUSE side of a node: the block file, the daemon and how it is started."""
+"""The FUSE side of a node: mount point, requests, the daemon and its start.
+
+`raidfs.mount.launch` is light and may be used by the command line; the other modules need trio and pyfuse3.
+"""

@@ -1,0 +1,106 @@
+"""Where the control sockets and logs of this machine's nodes live, and how their names are made.
+
+The directory is ``$XDG_RUNTIME_DIR/raidfs``, else ``/run/raidfs``; it belongs to its user and has mode 0700. Every
+mount point has three files there, named alike: the control socket (``.sock``), the log (``.log``) and a file whose
+``flock`` the daemon holds for as long as it lives (``.lock``), which tells a living daemon from a socket that
+was left behind.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import re
+import stat
+
+from raidfs.errors import RuntimeDirectoryUnusable
+
+SYSTEM_DIRECTORY = "/run/raidfs"
+
+# A socket's address holds 107 bytes (unix(7)), so only the tail of a mount point goes into the name, with a digest of
+# all of it that keeps names apart.
+_TAIL_CHARACTERS = 32
+_DIGEST_CHARACTERS = 12
+
+
+@dataclasses.dataclass(frozen=True)
+class NodePaths:
+    """The files of one node in the runtime directory."""
+
+    socket: str
+    lock: str
+    log: str
+
+
+def runtime_directory() -> str:
+    """Return the path of this user's directory, whether it is there or not."""
+    session = os.environ.get("XDG_RUNTIME_DIR")
+    return os.path.join(session, "raidfs") if session else SYSTEM_DIRECTORY
+
+
+def search_directories() -> list[str]:
+    """Return the directories in which this user's nodes may be found: a login shell has one, a cron job the other."""
+    return list(dict.fromkeys([runtime_directory(), SYSTEM_DIRECTORY]))
+
+
+def ensure_runtime_directory() -> str:
+    """Make the directory if it is not there and return its path.
+
+    Raises RuntimeDirectoryUnusable when it cannot be made, is not a directory (a link is none), belongs to somebody
+    else or lets others in: what is written there is obeyed.
+    """
+    path = runtime_directory()
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise RuntimeDirectoryUnusable(path=path, reason=error.strerror) from error
+    problem = _problem(path)
+    if problem is not None:
+        raise RuntimeDirectoryUnusable(path=path, reason=problem)
+    return path
+
+
+def is_trusted_directory(path: str) -> bool:
+    """Tell whether ``path`` is a directory that only this user can write."""
+    return _problem(path) is None
+
+
+def _problem(path: str) -> str | None:
+    try:
+        found = os.lstat(path)
+    except OSError as error:
+        return error.strerror
+    if not stat.S_ISDIR(found.st_mode):
+        return "it is not a directory"
+    if found.st_uid != os.geteuid():
+        return f"it belongs to user {found.st_uid}"
+    if found.st_mode & 0o077:
+        return f"others may use it (mode {stat.S_IMODE(found.st_mode):04o})"
+    return None
+
+
+def node_paths(directory: str, mountpoint: str) -> NodePaths:
+    """Return the files of the node at ``mountpoint``, an absolute path without links."""
+    tail = re.sub(r"[^A-Za-z0-9._-]", "-", mountpoint.strip("/"))[-_TAIL_CHARACTERS:]
+    digest = hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:_DIGEST_CHARACTERS]
+    stem = os.path.join(directory, f"{tail}.{digest}")
+    return NodePaths(socket=f"{stem}.sock", lock=f"{stem}.lock", log=f"{stem}.log")
+
+
+def paths_of_socket(socket_path: str) -> NodePaths:
+    """Return the files that belong to a control socket found in a directory."""
+    stem = socket_path.removesuffix(".sock")
+    return NodePaths(socket=socket_path, lock=f"{stem}.lock", log=f"{stem}.log")
+
+
+def canonical_mountpoint(path: str) -> str:
+    """Return the absolute path of a mount point without touching the mount itself.
+
+    Links are followed in the directory above only: a look at the mount point would ask its daemon, which may be dead.
+    """
+    path = os.path.abspath(path)
+    above, name = os.path.split(path)
+    return os.path.join(os.path.realpath(above), name)

@@ -1,0 +1,55 @@
+"""What the mount needs from a node, and nothing more: the interface between the FUSE side and the array.
+
+`raidfs.node` implements it over the engine; the tests of the mount implement it over a bytearray.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from raidfs.control.schema import NodeStatus
+
+
+class BlockVolume(Protocol):
+    """The array as one range of bytes. Any alignment is allowed; the engine orders overlapping writes.
+
+    Every method raises OSError with the errno that the caller of the system call shall see: EIO when no leg is
+    left or the node has lost its membership, EROFS on a read-only node, ENOSPC for writes at or beyond the end.
+    """
+
+    name: str
+    size_bytes: int
+    block_size_bytes: int
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """Return the bytes at ``offset``; fewer than ``length`` only at the end of the volume."""
+
+    async def write(self, offset: int, data: bytes, *, durable: bool) -> int:
+        """Write and return the number of bytes taken, which is less than given only at the end of the volume.
+
+        With ``durable`` the bytes are on stable storage of all good legs when it returns (O_DSYNC).
+        """
+
+    async def flush(self) -> None:
+        """Return when everything written before is on stable storage of all good legs (fdatasync of each)."""
+
+
+class ServedNode(Protocol):
+    """A node that has joined its array, as the daemon sees it."""
+
+    @property
+    def volume(self) -> BlockVolume:
+        """The bytes of the array."""
+
+    @property
+    def uuid(self) -> str:
+        """The array's UUID, printed as mdadm does (``xxxxxxxx:xxxxxxxx:xxxxxxxx:xxxxxxxx``)."""
+
+    def status(self) -> NodeStatus:
+        """Return everything that ``raidfs status`` tells, of this moment, without waiting."""
+
+    async def suspend_range(self, lo_bytes: int, hi_bytes: int) -> None:
+        """Park new writes into ``[lo_bytes, hi_bytes)`` until the range is lifted (md's suspend_lo, suspend_hi).
+
+        Returns when no older write into the range is in flight. Reads go on. ``0, 0`` lifts the range.
+        """

@@ -1,0 +1,26 @@
+"""What the user asks of a node: the options of ``raidfs mount`` that concern the array and not the mount point."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class NodeOptions:
+    """How a node opens and joins its array.
+
+    ``images`` are the paths of the legs in any order. ``lock`` names the lock manager (``auto`` for one host,
+    ``unix:PATH``, ``tls://HOST:PORT`` or ``dlm``). ``client_name`` is how other nodes see this one in queries.
+    ``run`` starts a degraded array, as ``mdadm --run`` does. ``read_only`` refuses writes. ``slot`` asks for one slot
+    and no other; None takes the first free one. ``cluster_name`` must match the array's when it is given.
+    ``buffered`` opens legs without O_DIRECT, which only one host at a time may do.
+    """
+
+    images: tuple[str, ...]
+    client_name: str
+    lock: str = "auto"
+    run: bool = False
+    read_only: bool = False
+    slot: int | None = None
+    cluster_name: str | None = None
+    buffered: bool = False
