@@ -23,8 +23,7 @@ DIRECTIVES = {
     "boundscheck": DEBUG,
     "wraparound": False,
     "initializedcheck": DEBUG,
-    "cdivision": not DEBUG,
-    "overflowcheck": DEBUG,
+    "cdivision": True,
     "embedsignature": True,
 }
 

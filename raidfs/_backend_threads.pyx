@@ -1,0 +1,192 @@
+"""Carries leg operations out with a pool of threads and positioned system calls; and the wake-ups towards trio.
+
+Each worker takes an operation from the engine, does it (preadv, pwritev2, fdatasync) and completes it, without the GIL.
+A transfer that ends early is continued until an error or the end of the file; what the engine hears is the sum. A
+durable write uses RWF_DSYNC, or fdatasync behind it where the file system does not know that flag.
+"""
+
+import threading
+
+from libc.errno cimport EINTR, EINVAL, ENODEV, EOPNOTSUPP, errno
+from libc.stdint cimport int64_t, intptr_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+
+from raidfs._core cimport (
+    LEGS_MAX, OP_FLUSH, OP_READ, OP_WRITE_DURABLE, Engine, EngineState, LegOp,
+    engine_complete_op, engine_take_op_locked, notify_fn, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
+)
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_cond_t:
+        pass
+    int pthread_cond_init(pthread_cond_t *condition, const void *attributes)
+    int pthread_cond_destroy(pthread_cond_t *condition)
+    int pthread_cond_signal(pthread_cond_t *condition)
+    int pthread_cond_broadcast(pthread_cond_t *condition)
+    int pthread_cond_wait(pthread_cond_t *condition, pthread_mutex_t *mutex)
+
+cdef extern from "<sys/uio.h>" nogil:
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+    ssize_t preadv(int fd, const iovec *vectors, int count, int64_t offset)
+    ssize_t pwritev2(int fd, const iovec *vectors, int count, int64_t offset, int flags)
+    int RWF_DSYNC
+
+cdef extern from "<unistd.h>" nogil:
+    int fdatasync(int fd)
+    ssize_t write(int fd, const void *data, size_t length)
+
+
+cdef int64_t transfer(int fd, LegOp *op) noexcept nogil:
+    """Do a read or write to its end; return the bytes done, or -errno."""
+    cdef uint64_t done = 0
+    cdef iovec vector
+    cdef ssize_t n
+    cdef int flags = RWF_DSYNC if op.kind == OP_WRITE_DURABLE else 0
+    while done < op.length:
+        vector.iov_base = op.data + done
+        vector.iov_len = op.length - done
+        if op.kind == OP_READ:
+            n = preadv(fd, &vector, 1, <int64_t> (op.offset + done))
+        else:
+            n = pwritev2(fd, &vector, 1, <int64_t> (op.offset + done), flags)
+        if n > 0:
+            done += <uint64_t> n
+        elif n == 0:
+            break
+        elif errno == EINTR:
+            continue
+        elif errno == EOPNOTSUPP and flags:
+            flags = 0
+        elif done and op.kind == OP_READ and errno == EINVAL:
+            break                            # O_DIRECT behind a last, odd block of the file
+        else:
+            return -errno
+    if op.kind == OP_WRITE_DURABLE and not flags and fdatasync(fd) != 0:
+        return -errno
+    return <int64_t> done
+
+
+cdef int64_t carry_out(int fd, LegOp *op) noexcept nogil:
+    if fd < 0:
+        return -ENODEV
+    if op.kind == OP_FLUSH:
+        return -errno if fdatasync(fd) != 0 else 0
+    return transfer(fd, op)
+
+
+cdef struct Pool:                    # what the workers share; guarded by the engine's mutex
+    EngineState *e
+    pthread_cond_t work
+    uint32_t idle
+    bint stopping
+    int fds[LEGS_MAX]
+
+
+cdef void pool_notify(void *context) noexcept nogil:
+    """Called by the engine, under its mutex, for each new leg operation."""
+    cdef Pool *pool = <Pool *> context
+    if pool.idle:
+        pthread_cond_signal(&pool.work)
+
+
+cdef void pool_work(Pool *pool) noexcept nogil:
+    cdef LegOp *op
+    cdef int fd
+    while True:
+        pthread_mutex_lock(&pool.e.mutex)
+        op = engine_take_op_locked(pool.e)
+        while op == NULL and not pool.stopping:
+            pool.idle += 1
+            pthread_cond_wait(&pool.work, &pool.e.mutex)
+            pool.idle -= 1
+            op = engine_take_op_locked(pool.e)
+        fd = pool.fds[op.leg] if op != NULL else -1
+        pthread_mutex_unlock(&pool.e.mutex)
+        if op == NULL:
+            return
+        engine_complete_op(pool.e, op, carry_out(fd, op))
+
+
+cdef class ThreadBackend:
+    """A pool of worker threads for one engine; see ``_backend_threads.pyi``."""
+
+    cdef Engine engine
+    cdef Pool *pool
+    cdef list threads
+
+    def __cinit__(self, Engine engine not None):
+        cdef int i
+        self.engine = engine
+        self.threads = []
+        self.pool = <Pool *> calloc(1, sizeof(Pool))
+        if self.pool == NULL:
+            raise MemoryError
+        self.pool.e = engine.e
+        pthread_cond_init(&self.pool.work, NULL)
+        for i in range(LEGS_MAX):
+            self.pool.fds[i] = -1
+
+    def __dealloc__(self):
+        if self.pool != NULL:
+            pthread_cond_destroy(&self.pool.work)
+            free(self.pool)
+
+    def attach(self, uint32_t leg, int fd):
+        """Use `fd` for `leg` from now on; -1 takes the leg away (ENODEV). The caller keeps owning the descriptor."""
+        if leg >= LEGS_MAX:
+            raise ValueError(f"there is no leg {leg}")
+        with nogil:
+            pthread_mutex_lock(&self.pool.e.mutex)
+            self.pool.fds[leg] = fd
+            pthread_mutex_unlock(&self.pool.e.mutex)
+
+    def start(self, int workers):
+        """Start the worker threads."""
+        with nogil:
+            pthread_mutex_lock(&self.pool.e.mutex)
+            self.pool.e.ops_context = self.pool
+            self.pool.e.ops_notify = pool_notify
+            pthread_mutex_unlock(&self.pool.e.mutex)
+        for number in range(workers):
+            thread = threading.Thread(target=self._work, name=f"leg-io-{number}", daemon=True)
+            thread.start()
+            self.threads.append(thread)
+
+    def close(self):
+        """Finish what is queued, stop and join the workers; a second call does nothing."""
+        with nogil:
+            pthread_mutex_lock(&self.pool.e.mutex)
+            self.pool.stopping = True
+            self.pool.e.ops_notify = NULL
+            pthread_cond_broadcast(&self.pool.work)
+            pthread_mutex_unlock(&self.pool.e.mutex)
+        for thread in self.threads:
+            thread.join()
+        self.threads = []
+
+    def _work(self):
+        with nogil:
+            pool_work(self.pool)
+
+
+cdef void eventfd_notify(void *context) noexcept nogil:
+    """Called by the engine, under its mutex; adding to an eventfd does not block before 2^64 - 2 wake-ups."""
+    cdef uint64_t one = 1
+    write(<int> <intptr_t> context, &one, sizeof(one))
+
+
+def notify_eventfd(Engine engine not None, int fd):
+    """Let the engine add 1 to eventfd `fd` when replies or events come to an empty queue; -1 ends that."""
+    cdef EngineState *e = engine.e
+    cdef notify_fn notify = NULL
+    if fd >= 0:
+        notify = eventfd_notify
+    with nogil:
+        pthread_mutex_lock(&e.mutex)
+        engine.port.context = <void *> <intptr_t> fd
+        engine.port.notify = notify
+        e.event_context = <void *> <intptr_t> fd
+        e.event_notify = notify
+        pthread_mutex_unlock(&e.mutex)

@@ -1,0 +1,262 @@
+# The C face of the engine: what a leg backend and a data plane need, without Python.
+#
+# A *plane* fills a Request and calls engine_submit; the reply comes through the Request's Port. A *backend* calls
+# engine_take_op for the next leg operation, carries it out and calls engine_complete_op. All of these may be called
+# from any thread, without the GIL; one short mutex per engine guards every transition.
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+    int pthread_mutex_init(pthread_mutex_t *mutex, const void *attributes)
+    int pthread_mutex_destroy(pthread_mutex_t *mutex)
+    int pthread_mutex_lock(pthread_mutex_t *mutex)
+    int pthread_mutex_unlock(pthread_mutex_t *mutex)
+
+cdef enum:
+    LEGS_MAX = 16                # positions of one array; masks of legs are 32 bits
+    PAGE_BYTES = 4096            # unit of bitmap writes, as in md
+    REQUEST_BYTES_MAX = 1 << 20  # largest request; FUSE's largest too, and it keeps a request in two range buckets
+    RANGE_BUCKETS = 1024         # hash of 1 MiB regions that have writes
+    BUFFER_CLASSES = 10          # 4 KiB << class: up to 2 MiB, the largest bounce buffer
+    BUFFERS_KEPT = 64            # free buffers kept per class
+
+cdef enum:                       # Request.kind
+    REQUEST_READ
+    REQUEST_WRITE
+    REQUEST_FLUSH                # data of all replied writes durable on all good legs
+    REQUEST_DRAIN                # replied when no older started request overlaps [offset, offset + length)
+    REQUEST_SWEEP                # one round of lazy bitmap clearing (md's daemon)
+    REQUEST_LEG_READ             # control I/O on one leg, offset from the start of the image
+    REQUEST_LEG_WRITE            # the same, durable when replied
+    REQUEST_LEG_FLUSH
+
+cdef enum:                       # Request.flags
+    REQUEST_DURABLE = 1          # a write is durable when replied (O_DSYNC)
+
+cdef enum:                       # Request.stage: what it waits for
+    STAGE_NEW
+    STAGE_ORDER                  # an older write that overlaps
+    STAGE_SUSPENDED              # the suspended range to move
+    STAGE_BLOCKED                # a leg's failure to be recorded, before it starts
+    STAGE_COUNTER                # a chunk with 16383 writes in flight
+    STAGE_EDGES                  # the blocks that it covers only in part
+    STAGE_BITMAP                 # its bits to be durable
+    STAGE_LEGS                   # its leg operations
+    STAGE_FAILURE                # a leg's failure to be recorded, before its reply
+    STAGE_PAGES                  # (sweep) its bitmap pages
+    STAGE_DONE
+    STAGES
+
+cdef enum:                       # LegOp.kind
+    OP_READ
+    OP_WRITE
+    OP_WRITE_DURABLE             # data on stable storage when completed (RWF_DSYNC)
+    OP_FLUSH                     # everything completed before is on stable storage when completed (fdatasync)
+
+cdef enum:                       # LegOp.owner_kind
+    OWNER_REQUEST
+    OWNER_PAGE
+    OWNER_FLUSH
+
+cdef enum:                       # Leg.state, as control published it
+    LEG_MISSING
+    LEG_IN_SYNC
+    LEG_RECOVERING
+    LEG_FAULTY
+
+cdef enum:                       # Event.kind
+    EVENT_LEG_FAILED             # a leg failed a write or a flush: writes wait until control calls leg_failure
+    EVENT_LAST_LEG               # the last in-sync leg failed one; it stays, the request gets the error
+    EVENT_READ_ERROR             # a leg failed a read; another one was tried
+    EVENTS
+
+ctypedef void (*notify_fn)(void *context) noexcept nogil
+
+cdef struct LegOp:
+    int kind
+    uint32_t leg
+    uint64_t offset              # bytes from the start of the image
+    uint64_t length              # bytes
+    unsigned char *data
+    uint32_t tried               # legs that failed this read already
+    bint pending                 # queued or taken, not completed
+    int owner_kind
+    void *owner
+    LegOp *next
+
+cdef struct Port:                # where replies of one submitter go
+    Request *head
+    Request *tail
+    notify_fn notify             # called under the mutex when the port was empty; may be NULL
+    void *context
+
+cdef struct RangeNode:
+    Request *request
+    uint64_t region              # 1 MiB region that this node is hashed under
+    RangeNode *next
+    RangeNode *previous
+
+cdef struct Request:
+    # filled by the submitter
+    int kind
+    uint32_t flags
+    uint32_t leg                 # LEG_ kinds only
+    uint64_t offset              # bytes
+    uint64_t length              # bytes
+    unsigned char *data
+    uint64_t tag
+    Port *port
+    # the reply: bytes done, or -errno
+    int64_t result
+    # the engine's
+    int stage
+    Request *next                # in the one queue that it is in
+    Request *active_next         # started or waiting requests, oldest first
+    Request *active_previous
+    uint64_t serial
+    uint64_t span_start          # whole blocks that it touches
+    uint64_t span_end
+    unsigned char *bounce        # those blocks, when the caller's buffer cannot be used as it is
+    uint64_t started             # serial at its start, 0 before: a younger drain waits for it
+    bint counted                 # its chunks count it as in flight
+    bint edges_done
+    bint submitted               # its data has gone out
+    uint32_t waits_for           # overlapping older writes, pages of a sweep, requests of a drain
+    uint32_t ops_left
+    uint32_t ok_legs             # mask
+    int error                    # errno of the last failed operation
+    RangeNode ranges[2]
+    LegOp ops[LEGS_MAX]
+
+cdef struct RequestQueue:
+    Request *head
+    Request *tail
+    uint32_t count
+
+cdef struct Page:                # one 4 KiB page of the own bitmap slot
+    bint dirty                   # has bits that a write waits for: write at once
+    bint needs_write             # write in the next sweep
+    bint pending                 # has cleared bits; the sweep after this one may write it
+    bint scan                    # may have chunks to age
+    bint writing
+    bint sweep_wanted            # the sweep waits for a write that has not started
+    bint sweep_writing           # the sweep waits for the write in flight
+    uint32_t ops_left
+    uint32_t ok_legs
+    uint32_t index
+    unsigned char *snapshot      # what is being written
+    RequestQueue waiters
+    LegOp ops[LEGS_MAX]
+
+cdef struct Leg:
+    int state
+    bint blocked                 # failed, and the failure is not recorded yet
+    bint flush_lost              # the last leg failed a flush: nothing is promised durable any more
+    uint64_t data_offset         # bytes
+    uint64_t next_read           # where a sequential reader goes on
+    uint32_t reads_in_flight
+    uint64_t reads
+    uint64_t writes
+    uint64_t flushes
+    uint64_t read_errors
+    uint64_t write_errors
+
+cdef struct Event:
+    bint raised                  # not yet taken by control
+    int error
+    uint64_t offset
+
+cdef struct FlushGroup:          # flush requests that share one fdatasync of each leg
+    RequestQueue requests
+    uint32_t ops_left
+    uint32_t ok_legs
+    LegOp ops[LEGS_MAX]
+
+cdef struct EngineState:
+    pthread_mutex_t mutex
+    # published by control
+    bint configured
+    bint read_only
+    int fenced                   # errno once membership is lost, else 0
+    uint32_t legs_count
+    uint32_t raid_disks
+    uint64_t size                # bytes
+    uint64_t block               # bytes
+    uint64_t suspend_start       # bytes, half-open; equal when nothing is suspended
+    uint64_t suspend_end
+    uint64_t events
+    Leg legs[LEGS_MAX]
+    uint32_t writable            # masks of legs, derived from state and blocked
+    uint32_t in_sync
+    uint32_t blocked
+    # requests
+    uint64_t serial
+    RequestQueue ready
+    RequestQueue suspended
+    RequestQueue blocked_queue
+    RequestQueue counter_queue
+    RequestQueue failure_queue
+    RequestQueue drains
+    RequestQueue sweeps
+    Request *sweep
+    Request *active_head
+    Request *active_tail
+    RangeNode *buckets[RANGE_BUCKETS]
+    FlushGroup flushing
+    RequestQueue flush_queue
+    uint64_t stages[STAGES]      # requests waiting in each stage
+    uint32_t read_turn
+    # bitmap of the own slot
+    uint64_t slot_offset         # bytes from the start of every image
+    uint32_t chunk_shift
+    uint64_t chunks
+    uint64_t needed              # chunks with NEEDED
+    uint64_t ones                # chunks with value 1
+    uint64_t events_cleared
+    bint need_sync
+    uint32_t pages_count
+    Page *pages
+    unsigned char *image         # as it shall be
+    unsigned char *durable       # as it is on all good legs, whatever happens
+    uint16_t *counters
+    # leg operations that nobody has taken yet
+    LegOp *ops_head
+    LegOp *ops_tail
+    uint64_t ops_queued
+    uint64_t ops_taken
+    notify_fn ops_notify         # called under the mutex for each new operation; may be NULL
+    void *ops_context
+    # events for control
+    Event raised[LEGS_MAX][3]
+    notify_fn event_notify
+    void *event_context
+    # statistics
+    uint64_t reads
+    uint64_t writes
+    uint64_t flushes
+    uint64_t bytes_read
+    uint64_t bytes_written
+    uint64_t page_writes
+    # free buffers
+    void *free_buffers[BUFFER_CLASSES]
+    uint32_t free_counts[BUFFER_CLASSES]
+
+cdef void engine_submit(EngineState *e, Request *r) noexcept nogil
+cdef Request *engine_take_reply(EngineState *e, Port *port) noexcept nogil
+cdef LegOp *engine_take_op(EngineState *e) noexcept nogil
+cdef LegOp *engine_take_op_locked(EngineState *e) noexcept nogil
+cdef void engine_complete_op(EngineState *e, LegOp *op, int64_t result) noexcept nogil
+
+cdef class Engine:
+    cdef EngineState *e
+    cdef Port port
+    cdef uint64_t next_tag
+    cdef dict _taken
+    cdef dict _requests
+    cdef object __weakref__
+    cdef void _free_bitmap(self) noexcept
+    cdef _load_bitmap(self, const unsigned char *bits, uint64_t bitmap_bytes)
+    cdef uint64_t _submit(self, int kind, uint64_t offset, uint64_t length, const unsigned char *data,
+                          uint32_t flags, uint32_t leg) except 0

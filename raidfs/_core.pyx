@@ -1,0 +1,501 @@
+"""The engine: what happens to every read, write and flush of the mirrored block file.
+
+It is an asynchronous state machine. In go requests, completions of leg operations and the state that control publishes
+(legs and their roles, size, suspended range, loss of membership); out come leg operations, replies and events. It makes
+no system call, reads no clock and knows no Python object while it works, so the same code serves users under a thread
+pool, and is stepped through any order of completions and failures by tests and the simulator.
+
+The story of a write is `write_advance` in core/requests.pxi; the promises that it keeps:
+
+* overlapping writes of this node reach the legs in the order in which they came (core/ranges.pxi);
+* the bits of a write are durable on all good legs before the first byte of its data goes out, and are cleared only
+  when all legs agree, after a flush that follows the last data write (core/bitmap.pxi);
+* a write is replied only when every leg that counts as good has it; a leg that fails is left out at once, and writes
+  wait until control has recorded that (core/legs.pxi).
+
+This module is also the Python face of the engine, for control, for the portable data plane and for tests. Requests are
+submitted with ``submit_*`` and come back from `Engine.replies`; leg operations are either carried out by a backend
+that uses the C face (``_core.pxd``) or taken and completed one by one from Python (`Engine.take_ops`).
+"""
+
+import enum
+
+from libc.errno cimport EINVAL, EIO, ENOMEM, ENOSPC, ENXIO, EROFS
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+
+from cpython.bytes cimport PyBytes_FromStringAndSize
+
+
+cdef extern from "<stdlib.h>" nogil:
+    int posix_memalign(void **pointer, size_t alignment, size_t size)
+
+cdef extern from * nogil:
+    int popcount "__builtin_popcount" (unsigned int value)
+    int popcount64 "__builtin_popcountll" (unsigned long long value)
+
+include "core/memory.pxi"
+include "core/queues.pxi"
+include "core/ranges.pxi"
+include "core/legs.pxi"
+include "core/bitmap.pxi"
+include "core/requests.pxi"
+
+BYTES_MAX = REQUEST_BYTES_MAX
+LEGS_LIMIT = LEGS_MAX
+
+
+class LegState(enum.IntEnum):
+    """What control says of a leg."""
+
+    MISSING = LEG_MISSING
+    IN_SYNC = LEG_IN_SYNC
+    RECOVERING = LEG_RECOVERING
+    FAULTY = LEG_FAULTY
+
+
+class OpKind(enum.IntEnum):
+    """What a leg operation does."""
+
+    READ = OP_READ
+    WRITE = OP_WRITE
+    WRITE_DURABLE = OP_WRITE_DURABLE
+    FLUSH = OP_FLUSH
+
+
+class EventKind(enum.IntEnum):
+    """What the engine tells control."""
+
+    LEG_FAILED = EVENT_LEG_FAILED
+    LAST_LEG = EVENT_LAST_LEG
+    READ_ERROR = EVENT_READ_ERROR
+
+
+_STAGE_NAMES = (
+    "new", "order", "suspended", "blocked", "counter", "edges", "bitmap", "legs", "failure", "pages", "done",
+)
+
+
+cdef struct PyRequest:               # a request of Python's, with a buffer of its own
+    Request r
+    unsigned char *buffer
+    uint64_t buffer_bytes
+
+
+cdef class Engine:
+    """The engine of one array on one node; see the module's docstring and ``_core.pyi``."""
+
+    def __cinit__(self, uint32_t legs):
+        if not 1 <= legs <= LEGS_MAX:
+            raise ValueError(f"an array has 1 to {LEGS_MAX} legs")
+        self.e = <EngineState *> calloc(1, sizeof(EngineState))
+        if self.e == NULL:
+            raise MemoryError
+        pthread_mutex_init(&self.e.mutex, NULL)
+        self.e.legs_count = legs
+        self.next_tag = 1
+        self._taken = {}
+        self._requests = {}
+
+    def __dealloc__(self):
+        cdef PyRequest *request
+        if self.e == NULL:
+            return
+        for tag in self._requests or ():
+            request = <PyRequest *> <uintptr_t> self._requests[tag]
+            buffer_put(self.e, request.r.bounce, request.r.span_end - request.r.span_start)
+            free(request.buffer)
+            free(request)
+        self._free_bitmap()
+        buffers_free(self.e)
+        pthread_mutex_destroy(&self.e.mutex)
+        free(self.e)
+
+    cdef void _free_bitmap(self) noexcept:
+        cdef uint32_t i
+        if self.e.pages != NULL:
+            for i in range(self.e.pages_count):
+                free(self.e.pages[i].snapshot)
+        free(self.e.pages)
+        free(self.e.image)
+        free(self.e.durable)
+        free(self.e.counters)
+
+    # ---- what control publishes ----------------------------------------------------------------------------------
+
+    def configure(self, *, block_bytes, size_bytes, data_offsets, raid_disks, slot_offset, chunk_bytes, bitmap,
+                  events, events_cleared, in_sync_below=0, read_only=False):
+        """Publish the array's geometry and load the own slot's bitmap; legs follow with `publish_legs`."""
+        cdef EngineState *e = self.e
+        cdef uint64_t chunk
+        cdef uint32_t i
+        cdef const unsigned char *bits = bitmap
+        cdef uint64_t bitmap_bytes = len(bitmap)
+        cdef uint64_t clean_below = in_sync_below
+        if e.configured:
+            raise ValueError("the engine is configured already")
+        if block_bytes & (block_bytes - 1) or not 512 <= block_bytes <= PAGE_BYTES:
+            raise ValueError(f"block size {block_bytes} is not a power of two from 512 to {PAGE_BYTES}")
+        if chunk_bytes & (chunk_bytes - 1) or chunk_bytes < block_bytes:
+            raise ValueError(f"chunk size {chunk_bytes} is not a power of two of at least one block")
+        if len(data_offsets) != e.legs_count:
+            raise ValueError("one data offset per leg is needed")
+        chunks = -(-size_bytes // chunk_bytes)
+        if bitmap_bytes % PAGE_BYTES or bitmap_bytes < BITS_START + (chunks + 7) // 8:
+            raise ValueError("the bitmap slot is not whole pages, or too small for the array")
+        if size_bytes <= 0:
+            raise ValueError("an array has at least one sector")
+        e.block = block_bytes
+        e.size = size_bytes
+        e.raid_disks = raid_disks
+        e.slot_offset = slot_offset
+        e.chunk_shift = <uint32_t> (chunk_bytes.bit_length() - 1)
+        e.chunks = chunks
+        e.events = events
+        e.events_cleared = events_cleared
+        e.read_only = read_only
+        for i in range(e.legs_count):
+            e.legs[i].data_offset = data_offsets[i]
+        self._load_bitmap(bits, bitmap_bytes)
+        with nogil:
+            for chunk in range(e.chunks):
+                if bit_test(e.image, chunk):
+                    bitmap_set_memory_bits(e, chunk, (chunk + 1) << e.chunk_shift > clean_below)
+        e.configured = True
+
+    cdef _load_bitmap(self, const unsigned char *bits, uint64_t bitmap_bytes):
+        cdef EngineState *e = self.e
+        cdef uint32_t i
+        e.pages_count = <uint32_t> (bitmap_bytes // PAGE_BYTES)
+        e.pages = <Page *> calloc(e.pages_count, sizeof(Page))
+        e.counters = <uint16_t *> calloc(e.chunks, sizeof(uint16_t))
+        if e.pages == NULL or e.counters == NULL:
+            raise MemoryError
+        if posix_memalign(<void **> &e.image, PAGE_BYTES, bitmap_bytes):
+            raise MemoryError
+        if posix_memalign(<void **> &e.durable, PAGE_BYTES, bitmap_bytes):
+            raise MemoryError
+        for i in range(e.pages_count):
+            e.pages[i].index = i
+            if posix_memalign(<void **> &e.pages[i].snapshot, PAGE_BYTES, PAGE_BYTES):
+                raise MemoryError
+        memcpy(e.image, bits, bitmap_bytes)
+        memcpy(e.durable, bits, bitmap_bytes)
+
+    def publish_legs(self, states):
+        """Publish the state of every leg; at least one must be in sync."""
+        cdef EngineState *e = self.e
+        cdef uint32_t i
+        cdef int values[LEGS_MAX]
+        if len(states) != e.legs_count:
+            raise ValueError("one state per leg is needed")
+        if LegState.IN_SYNC not in states:
+            raise ValueError("at least one leg must be in sync")
+        for i in range(e.legs_count):
+            values[i] = states[i]
+        with nogil:
+            pthread_mutex_lock(&e.mutex)
+            for i in range(e.legs_count):
+                if values[i] != LEG_IN_SYNC and values[i] != LEG_RECOVERING:
+                    e.legs[i].blocked = False
+                e.legs[i].state = values[i]
+            legs_derive(e)
+            legs_unblocked(e)
+            run(e)
+            pthread_mutex_unlock(&e.mutex)
+
+    def leg_failure(self, uint32_t leg, *, bint recorded):
+        """Answer LEG_FAILED: `recorded` drops the leg for good, else it counts again and its writes fail."""
+        cdef EngineState *e = self.e
+        if leg >= e.legs_count:
+            raise ValueError(f"there is no leg {leg}")
+        with nogil:
+            pthread_mutex_lock(&e.mutex)
+            e.legs[leg].blocked = False
+            if recorded:
+                e.legs[leg].state = LEG_FAULTY
+            legs_derive(e)
+            legs_unblocked(e)
+            run(e)
+            pthread_mutex_unlock(&e.mutex)
+
+    def suspend(self, uint64_t start, uint64_t end):
+        """Publish the suspended range [start, end) in bytes; equal values lift it."""
+        cdef EngineState *e = self.e
+        with nogil:
+            pthread_mutex_lock(&e.mutex)
+            e.suspend_start = start
+            e.suspend_end = end
+            wake_all(e, &e.suspended)
+            run(e)
+            pthread_mutex_unlock(&e.mutex)
+
+    def fence(self, int errno):
+        """Membership is lost: from now on every request fails with `errno` and nothing more goes to a leg."""
+        cdef EngineState *e = self.e
+        cdef uint32_t i
+        if errno <= 0:
+            raise ValueError("an errno is positive")
+        with nogil:
+            pthread_mutex_lock(&e.mutex)
+            e.fenced = errno
+            wake_all(e, &e.suspended)
+            wake_all(e, &e.blocked_queue)
+            wake_all(e, &e.counter_queue)
+            wake_all(e, &e.failure_queue)
+            for i in range(e.pages_count):
+                wake_all(e, &e.pages[i].waiters)
+            sweep_advance(e)
+            fence_ops(e)
+            run(e)
+            pthread_mutex_unlock(&e.mutex)
+
+    def set_events(self, uint64_t events):
+        """Publish the array's event count; the bitmap superblock follows with the next sweep."""
+        cdef EngineState *e = self.e
+        with nogil:
+            pthread_mutex_lock(&e.mutex)
+            e.events = events
+            if e.configured:
+                put_u64(e.image + SB_EVENTS, events)
+                e.pages[0].needs_write = True
+            pthread_mutex_unlock(&e.mutex)
+
+    def import_bits(self, bitmap, *, in_sync_below=0):
+        """Add the bits of another slot to the own one; a sweep makes them durable. Returns how many were set there."""
+        cdef EngineState *e = self.e
+        cdef const unsigned char *bits = bitmap
+        cdef uint64_t clean_below = in_sync_below
+        cdef uint64_t chunk
+        cdef uint64_t found = 0
+        if <uint64_t> len(bitmap) < BITS_START + (e.chunks + 7) // 8:
+            raise ValueError("the other slot is too small for the array")
+        with nogil:
+            pthread_mutex_lock(&e.mutex)
+            for chunk in range(e.chunks):
+                if not bit_test(bits, chunk):
+                    continue
+                found += 1
+                if not bit_test(e.image, chunk):
+                    bit_set(e.image, chunk)
+                    page_of(e, chunk).dirty = True
+                bitmap_set_memory_bits(e, chunk, (chunk + 1) << e.chunk_shift > clean_below)
+            pthread_mutex_unlock(&e.mutex)
+        return found
+
+    # ---- requests ------------------------------------------------------------------------------------------------
+
+    cdef uint64_t _submit(self, int kind, uint64_t offset, uint64_t length, const unsigned char *data,
+                          uint32_t flags, uint32_t leg) except 0:
+        cdef PyRequest *request
+        cdef uint64_t tag = self.next_tag
+        request = <PyRequest *> calloc(1, sizeof(PyRequest))
+        if request == NULL:
+            raise MemoryError
+        if length and (kind == REQUEST_READ or kind == REQUEST_WRITE or kind >= REQUEST_LEG_READ):
+            if posix_memalign(<void **> &request.buffer, PAGE_BYTES, length):
+                free(request)
+                raise MemoryError
+            request.buffer_bytes = length
+            if data != NULL:
+                memcpy(request.buffer, data, length)
+            request.r.data = request.buffer
+        request.r.kind = kind
+        request.r.offset = offset
+        request.r.length = length
+        request.r.flags = flags
+        request.r.leg = leg
+        request.r.tag = tag
+        request.r.port = &self.port
+        self.next_tag += 1
+        self._requests[tag] = <uintptr_t> request
+        with nogil:
+            engine_submit(self.e, &request.r)
+        return tag
+
+    def submit_read(self, uint64_t offset, uint64_t length):
+        """Read [offset, offset + length) of the array; the reply's data is short at the end of the array."""
+        if length > REQUEST_BYTES_MAX:
+            raise ValueError(f"a request has at most {REQUEST_BYTES_MAX} bytes")
+        return self._submit(REQUEST_READ, offset, length, NULL, 0, 0)
+
+    def submit_write(self, uint64_t offset, const unsigned char[::1] data, *, bint durable=False):
+        """Write `data` at `offset` of the array; durable when replied if asked for (O_DSYNC)."""
+        if data.shape[0] > REQUEST_BYTES_MAX:
+            raise ValueError(f"a request has at most {REQUEST_BYTES_MAX} bytes")
+        return self._submit(REQUEST_WRITE, offset, <uint64_t> data.shape[0], &data[0] if data.shape[0] else NULL,
+                            REQUEST_DURABLE if durable else 0, 0)
+
+    def submit_flush(self):
+        """Make every write replied so far durable on all good legs."""
+        return self._submit(REQUEST_FLUSH, 0, 0, NULL, 0, 0)
+
+    def submit_drain(self, uint64_t start, uint64_t end):
+        """Be replied when no request that has started by now overlaps [start, end)."""
+        if end < start:
+            raise ValueError("a range ends at or after its start")
+        return self._submit(REQUEST_DRAIN, start, end - start, NULL, 0, 0)
+
+    def submit_sweep(self):
+        """One round of the lazy clearing of bits; also writes every bitmap page that is due."""
+        return self._submit(REQUEST_SWEEP, 0, 0, NULL, 0, 0)
+
+    def submit_leg_read(self, uint32_t leg, uint64_t offset, uint64_t length):
+        """Read [offset, offset + length) of one leg's image; multiples of the leg's block size."""
+        return self._submit(REQUEST_LEG_READ, offset, length, NULL, 0, leg)
+
+    def submit_leg_write(self, uint32_t leg, uint64_t offset, const unsigned char[::1] data):
+        """Write to one leg's image, durable when replied; multiples of the leg's block size."""
+        if data.shape[0] == 0:
+            raise ValueError("there is nothing to write")
+        return self._submit(REQUEST_LEG_WRITE, offset, <uint64_t> data.shape[0], &data[0], 0, leg)
+
+    def submit_leg_flush(self, uint32_t leg):
+        """Make everything written to one leg so far durable."""
+        return self._submit(REQUEST_LEG_FLUSH, 0, 0, NULL, 0, leg)
+
+    def replies(self):
+        """Return the replies that have come, oldest first: (tag, bytes done or -errno, data read or None)."""
+        cdef Request *r
+        cdef PyRequest *request
+        cdef list found = []
+        cdef object data
+        while True:
+            r = engine_take_reply(self.e, &self.port)
+            if r == NULL:
+                return found
+            request = <PyRequest *> r
+            data = None
+            if r.result >= 0 and (r.kind == REQUEST_READ or r.kind == REQUEST_LEG_READ):
+                data = PyBytes_FromStringAndSize(<char *> request.buffer, <Py_ssize_t> r.result)
+            found.append((r.tag, r.result, data))
+            del self._requests[r.tag]
+            free(request.buffer)
+            free(request)
+
+    def events(self):
+        """Return and forget the events raised so far: (kind, leg, errno, offset in the image)."""
+        cdef EngineState *e = self.e
+        cdef list found = []
+        cdef uint32_t leg
+        cdef int kind
+        pthread_mutex_lock(&e.mutex)
+        for leg in range(e.legs_count):
+            for kind in range(EVENTS):
+                if e.raised[leg][kind].raised:
+                    e.raised[leg][kind].raised = False
+                    found.append((kind, leg, e.raised[leg][kind].error, e.raised[leg][kind].offset))
+        pthread_mutex_unlock(&e.mutex)
+        return [(EventKind(kind_), leg_, error, offset) for kind_, leg_, error, offset in found]
+
+    # ---- leg operations, one by one, for tests and the simulator ---------------------------------------------------
+
+    def take_ops(self):
+        """Take all leg operations that wait: (id, kind, leg, offset, length, data to write or None)."""
+        cdef LegOp *op
+        cdef list found = []
+        cdef object data
+        while True:
+            op = engine_take_op(self.e)
+            if op == NULL:
+                return found
+            data = None
+            if op.kind == OP_WRITE or op.kind == OP_WRITE_DURABLE:
+                data = PyBytes_FromStringAndSize(<char *> op.data, <Py_ssize_t> op.length)
+            self._taken[<uintptr_t> op] = op.length if op.kind == OP_READ else 0
+            found.append((<uintptr_t> op, OpKind(op.kind), op.leg, op.offset, op.length, data))
+
+    def complete_op(self, op_id, int64_t result, data=None):
+        """End a taken operation with `result` bytes or -errno; a read that succeeds gives its data."""
+        cdef LegOp *op
+        cdef const unsigned char *source
+        room = self._taken.pop(op_id)
+        op = <LegOp *> <uintptr_t> op_id
+        if data is not None:
+            if len(data) > room:
+                raise ValueError("more data than the operation has room for")
+            source = data
+            memcpy(op.data, source, len(data))
+        with nogil:
+            engine_complete_op(self.e, op, result)
+
+    # ---- looking in ------------------------------------------------------------------------------------------------
+
+    def bitmap_image(self):
+        """Return the own slot as it shall be."""
+        return PyBytes_FromStringAndSize(<char *> self.e.image, <Py_ssize_t> self.e.pages_count * PAGE_BYTES)
+
+    def bitmap_durable(self):
+        """Return the own slot with the bits that are on every good leg for certain."""
+        return PyBytes_FromStringAndSize(<char *> self.e.durable, <Py_ssize_t> self.e.pages_count * PAGE_BYTES)
+
+    def counters(self):
+        """Return the counters of all chunks."""
+        return [self.e.counters[chunk] for chunk in range(self.e.chunks)]
+
+    def statistics(self):
+        """Return counts as a dictionary; see ``_core.pyi`` for the keys."""
+        cdef EngineState *e = self.e
+        cdef uint64_t dirty = 0
+        cdef uint64_t i
+        pthread_mutex_lock(&e.mutex)
+        if e.configured:
+            dirty = dirty_count(e)
+        found = {
+            "reads": e.reads,
+            "writes": e.writes,
+            "flushes": e.flushes,
+            "bytes_read": e.bytes_read,
+            "bytes_written": e.bytes_written,
+            "page_writes": e.page_writes,
+            "chunks_dirty": dirty,
+            "chunks_needed": e.needed,
+            "ops_queued": e.ops_queued,
+            "ops_in_flight": e.ops_taken,
+            "waiting": {_STAGE_NAMES[i]: e.stages[i] for i in range(<uint64_t> STAGE_DONE) if e.stages[i]},
+            "legs": [
+                {
+                    "state": e.legs[i].state,
+                    "blocked": bool(e.legs[i].blocked),
+                    "reads": e.legs[i].reads,
+                    "writes": e.legs[i].writes,
+                    "flushes": e.legs[i].flushes,
+                    "read_errors": e.legs[i].read_errors,
+                    "write_errors": e.legs[i].write_errors,
+                }
+                for i in range(e.legs_count)
+            ],
+        }
+        pthread_mutex_unlock(&e.mutex)
+        return found
+
+
+cdef uint64_t dirty_count(EngineState *e) noexcept nogil:
+    cdef uint64_t count = 0
+    cdef uint64_t chunk
+    for chunk in range(e.chunks):
+        count += bit_test(e.image, chunk)
+    return count
+
+
+cdef void fence_ops(EngineState *e) noexcept nogil:
+    """End the leg writes that no backend has taken yet: a node that is out must not write."""
+    cdef LegOp *op = e.ops_head
+    cdef LegOp *following
+    e.ops_head = NULL
+    e.ops_tail = NULL
+    e.ops_queued = 0
+    while op != NULL:
+        following = op.next
+        op.next = NULL
+        op.pending = False
+        if op.kind == OP_READ:
+            e.legs[op.leg].reads_in_flight -= 1
+        if op.owner_kind == OWNER_PAGE:
+            page_op_done(e, <Page *> op.owner, op, e.fenced)
+        elif op.owner_kind == OWNER_FLUSH:
+            flush_op_done(e, op, e.fenced)
+        else:
+            request_op_done(e, <Request *> op.owner, op, e.fenced)
+        op = following
