@@ -467,6 +467,20 @@ class BadLockAddress(UsageError):
     template = "{text!r} is not a lock manager's address: {reason}; write auto, unix:PATH or abstract:NAME"
 
 
+class LockServerStopped(LockError):
+    """The lock server was told to end while it had clients."""
+
+    template = "the lock server was stopped by signal {signal}"
+    errno = _errno.ESHUTDOWN
+
+
+class LockClientTooSlow(LockError):
+    """The lock server gave up a client that did not read what it was sent."""
+
+    template = "the lock server evicted this client, which left {unread_bytes} bytes unread"
+    errno = _errno.ETIMEDOUT
+
+
 class WrongClusterName(LockError):
     """The lock manager, or the lock space, belongs to another cluster."""
 
@@ -482,6 +496,64 @@ class WrongClusterName(LockError):
 
 class NodeError(RaidfsError):
     """A node cannot join, or cannot do what it was asked."""
+
+
+class NoFreeSlot(NodeError):
+    """As many nodes as the array has slots run already."""
+
+    template = (
+        "all {nodes} slots of the array are taken ({holders}); unmount it on another node, "
+        "or make the array with more --nodes"
+    )
+    errno = _errno.EUSERS
+
+
+class SlotTaken(NodeError):
+    """The slot that was asked for belongs to a node that runs."""
+
+    template = "slot {slot} is taken by {holder}; leave --slot out to get a free one, or unmount there"
+    errno = _errno.EBUSY
+
+
+class SlotOutOfRange(NodeError):
+    """The array has no such slot."""
+
+    template = "the array has {nodes} slots, 0 to {last}; there is no slot {slot}"
+    exit_code = EXIT_USAGE
+    errno = _errno.ERANGE
+
+
+class OtherManager(NodeError):
+    """Nodes of another lock manager use the array: two managers would give every lock twice."""
+
+    template = (
+        "{path} is in use by nodes of another lock manager, or by another program; "
+        "mount with the --lock that those nodes use, or stop them"
+    )
+    errno = _errno.EBUSY
+
+
+class NeedsBuffered(NodeError):
+    """The storage does not take O_DIRECT, and other hosts might write behind our page cache."""
+
+    template = (
+        "{path} does not allow direct I/O, and with --lock {lock} other hosts may share it; "
+        "put it on other storage, or give --buffered if only this host uses it"
+    )
+    errno = _errno.EINVAL
+
+
+class BlockTooLarge(NodeError):
+    """A leg with blocks that the engine does not know."""
+
+    template = "{path} has blocks of {block_bytes} bytes; at most 4096 are possible"
+    errno = _errno.EINVAL
+
+
+class MetadataLost(NodeError):
+    """No leg took a superblock update."""
+
+    template = "no leg took the superblock with event count {events}: {reason}; check the storage of the legs"
 
 
 # ---- mounting ----------------------------------------------------------------------------------------------
