@@ -84,7 +84,7 @@ class Query(NamedTuple):
 
 
 class Close(NamedTuple):
-    """Leave in good order: all locks released, value blocks stay valid. Answer: `Done`."""
+    """Leave in good order: all locks released, value blocks stay valid. Answer: `Done`, also when it has left."""
 
     member: int
     tag: int
@@ -241,7 +241,7 @@ class LockMachine:
         )
 
     def _open(self, event: Open) -> list[Action]:
-        _check_name(event.name)
+        check_name(event.name)
         if event.member in self._members:
             raise LockProtocolError(reason=f"member {event.member} has joined already")
         space = self._spaces.get(event.name)
@@ -258,7 +258,7 @@ class LockMachine:
 
     def _request(self, event: Request, now: float) -> list[Action]:
         member = self._member(event.member)
-        _check_name(event.resource)
+        check_name(event.resource)
         if event.lock in member.locks:
             raise LockProtocolError(reason=f"lock {event.lock} exists already")
         if event.expedite and event.mode is not Mode.NL:
@@ -317,8 +317,10 @@ class LockMachine:
         return [Answer(event.member, event.tag, views)]
 
     def _close(self, event: Close) -> list[Action]:
-        member = self._member(event.member)
         actions: list[Action] = []
+        member = self._members.get(event.member)
+        if member is None:
+            return [Done(event.member, event.tag)]
         for number, entry in list(member.locks.items()):
             state, notices = rules.release(member.space.resources[entry.resource], (event.member, number))
             actions += self._keep(member.space, entry.resource, state, notices)
@@ -397,6 +399,7 @@ def _view(space: _Space, lock: rules.LockState, now: float) -> LockView:
     )
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Raise LockProtocolError when ``name`` is too short or too long for a lock space or a resource."""
     if not 0 < len(name.encode()) <= NAME_BYTES_MAX:
         raise LockProtocolError(reason=f"a name of {len(name.encode())} bytes; 1 to {NAME_BYTES_MAX} are allowed")

@@ -1,0 +1,111 @@
+"""One end of a lock protocol connection: frames over a non-blocking unix socket, on trio.
+
+Frames are collected by `Link.send` and written by one `Link.flush` for all that came of a batch; what the
+socket does not take at once is written by `Link.write_later`, which needs a task. So an answer costs one system call
+and no task switch as long as the peer reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+
+import trio
+
+from raidfs.lock import wire
+
+RECEIVE_BYTES = 64 * 1024
+
+# What a peer may leave unread before it counts as stuck: some 10,000 answers and notices. One frame more is
+# always taken, so the answer to a query may be larger.
+UNREAD_BYTES_MAX = 1024 * 1024
+
+_UCRED = struct.Struct("3i")
+
+
+class Link:
+    """One connection; the caller owns the tasks that receive and that `write_later`."""
+
+    def __init__(self, sock: socket.socket, decoder: wire.Decoder) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._decoder = decoder
+        self._unsent = bytearray()
+        self._stalled = trio.Event()
+        self._closed = False
+
+    @property
+    def unread_bytes(self) -> int:
+        """How much the peer has left unread, beyond what the socket itself holds."""
+        return len(self._unsent)
+
+    @property
+    def peer_uid(self) -> int:
+        """The user that the peer ran as when it connected or, for a server, when it began to listen."""
+        return peer_uid(self._sock)
+
+    async def receive(self) -> list[wire.Frame]:
+        """Return the next frames, at least one, or none at the end of the stream.
+
+        Raises LockProtocolError for what cannot be read. A connection that is closed or reset by either side has ended.
+        """
+        while True:
+            try:
+                await trio.lowlevel.wait_readable(self._sock)
+                data = self._sock.recv(RECEIVE_BYTES)
+            except (BlockingIOError, InterruptedError):
+                continue
+            except (OSError, trio.ClosedResourceError):
+                return []
+            if not data:
+                return []
+            frames = self._decoder.feed(data)
+            if frames:
+                return frames
+
+    def send(self, frame: wire.Frame) -> bool:
+        """Add a frame to what is to be written; return False when the peer has left too much unread."""
+        if len(self._unsent) > UNREAD_BYTES_MAX:
+            return False
+        self._unsent += wire.encode(frame)
+        return True
+
+    def flush(self) -> None:
+        """Write as much as the socket takes; a broken connection shows in `receive`."""
+        if self._closed:
+            return
+        try:
+            while self._unsent:
+                del self._unsent[: self._sock.send(self._unsent)]
+        except (BlockingIOError, InterruptedError):
+            self._stalled.set()
+        except OSError:
+            self._unsent.clear()
+
+    async def write_later(self) -> None:
+        """Write what `flush` could not, for ever; to be run as a task."""
+        while True:
+            await self._stalled.wait()
+            self._stalled = trio.Event()
+            try:
+                await trio.lowlevel.wait_writable(self._sock)
+            except (OSError, trio.ClosedResourceError):
+                return
+            self.flush()
+
+    def close(self) -> None:
+        """Close the socket; a second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        trio.lowlevel.notify_closing(self._sock)
+        self._sock.close()
+
+
+def peer_uid(sock: socket.socket) -> int:
+    """Return the user id that SO_PEERCRED tells of the other end of a unix socket (unix(7))."""
+    _, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return int(uid)
