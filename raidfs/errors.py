@@ -73,6 +73,12 @@ class UsageError(RaidfsError):
     errno = _errno.EINVAL
 
 
+class BadArguments(UsageError):
+    """The words after ``raidfs`` do not fit the command; ``problem`` is argparse's finding."""
+
+    template = "{problem}; see `{program} --help`"
+
+
 class BadSize(UsageError):
     """A size that cannot be read."""
 
@@ -631,10 +637,11 @@ class UnmountFailed(MountError):
     template = "{path}: cannot unmount: {reason}; the node goes on, its log tells more"
 
 
-class UnmountInterrupted(MountError):
-    """The daemon ended in the middle of being told to unmount, before it said whether all went well."""
+class MountInterrupted(MountError):
+    """A signal ended the node while it was still starting."""
 
-    template = "the node at {path} ended without a word while it was being stopped; see its log {log}"
+    template = "{path}: stopped by a signal before it was usable; nothing was left behind, mount again when you like"
+    errno = _errno.EINTR
 
 
 class DaemonDied(MountError):

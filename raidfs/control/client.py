@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -111,20 +111,26 @@ def find(mountpoint: str) -> Client:
     raise errors.NoNode(path=mountpoint)
 
 
-def find_all() -> Iterator[Client]:
+def find_all(on_failure: Callable[[errors.RaidfsError], None]) -> Iterator[Client]:
     """Yield a conversation with each of this user's nodes on this machine, in the order of their sockets' names.
 
-    Sockets of dead daemons are removed on the way. The conversation is closed when the next one is asked for.
+    Sockets of dead daemons are removed on the way; ``on_failure`` gets the error of a node that lives and cannot be
+    talked to. The conversation is closed when the next one is asked for.
     """
     for directory in paths.search_directories():
         if not paths.is_trusted_directory(directory):
             continue
         for name in sorted(os.listdir(directory)):
-            if name.endswith(".sock"):
+            if not name.endswith(".sock"):
+                continue
+            try:
                 client = _connect(os.path.join(directory, name))
-                if client is not None:
-                    with client:
-                        yield client
+            except errors.RaidfsError as error:
+                on_failure(error)
+                continue
+            if client is not None:
+                with client:
+                    yield client
 
 
 def _connect(socket_path: str) -> Client | None:

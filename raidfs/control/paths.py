@@ -23,6 +23,8 @@ SYSTEM_DIRECTORY = "/run/raidfs"
 _TAIL_CHARACTERS = 32
 _DIGEST_CHARACTERS = 12
 
+_LINKS_MAX = 40  # as the kernel (MAXSYMLINKS)
+
 
 @dataclasses.dataclass(frozen=True)
 class NodePaths:
@@ -97,10 +99,16 @@ def paths_of_socket(socket_path: str) -> NodePaths:
 
 
 def canonical_mountpoint(path: str) -> str:
-    """Return the absolute path of a mount point without touching the mount itself.
+    """Return the absolute path of a mount point, links followed, without asking the file system that is mounted there.
 
-    Links are followed in the directory above only: a look at the mount point would ask its daemon, which may be dead.
+    Its daemon may be dead or stopped, and a ``stat`` would fail or wait for it; ``readlink`` of a directory does
+    neither.
     """
-    path = os.path.abspath(path)
-    above, name = os.path.split(path)
-    return os.path.join(os.path.realpath(above), name)
+    for _ in range(_LINKS_MAX):
+        above, name = os.path.split(os.path.abspath(path))
+        path = os.path.join(os.path.realpath(above), name)
+        try:
+            path = os.path.join(os.path.dirname(path), os.readlink(path))
+        except OSError:
+            break
+    return path

@@ -45,74 +45,97 @@ def listen(path: str) -> socket.socket:
     return listener
 
 
-async def serve(listener: socket.socket, hello: Hello, methods: Mapping[str, Method]) -> None:
-    """Answer clients until cancelled; closes the listener. Every request is answered in the order it came."""
-    greeting = encode({"hello": dataclasses.asdict(hello)})
-    limiter = trio.Semaphore(CLIENTS_MAX)
-    accepting = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
+class ControlServer:
+    """Answers clients on ``listener``, which it closes in the end, by ``methods``.
 
-    async def serve_one(stream: trio.SocketStream) -> None:
-        try:
-            async with stream:
-                if not _is_owner(stream.socket):
-                    log.warning("a process of another user was turned away")
-                    return
-                await stream.send_all(greeting)
-                await _converse(stream, methods)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            log.debug("a client went away in the middle of a conversation")
-        finally:
-            limiter.release()
+    The requests of one client are answered in the order they came, those of several side by side.
+    """
 
-    async with accepting, trio.open_nursery() as nursery:
+    def __init__(self, listener: socket.socket, hello: Hello, methods: Mapping[str, Method]) -> None:
+        self._listener = listener
+        self._greeting = encode({"hello": dataclasses.asdict(hello)})
+        self._methods = methods
+        self._answering = 0
+        self._idle = trio.lowlevel.ParkingLot()
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        clients = trio.Semaphore(CLIENTS_MAX)
+
+        async def serve_one(stream: trio.SocketStream) -> None:
+            try:
+                await self._serve(stream)
+            finally:
+                clients.release()
+
+        accepting = trio.SocketListener(trio.socket.from_stdlib_socket(self._listener))
+        async with accepting, trio.open_nursery() as nursery:
+            while True:
+                await clients.acquire()
+                nursery.start_soon(serve_one, await accepting.accept())
+
+    async def wait_idle(self) -> None:
+        """Return when no request is without its answer."""
+        while self._answering:
+            await self._idle.park()
+
+    async def _serve(self, stream: trio.SocketStream) -> None:
+        async with stream:
+            if not _is_owner(stream.socket):
+                log.warning("a process of another user was turned away")
+                return
+            try:
+                await stream.send_all(self._greeting)
+                await self._converse(stream)
+            except trio.BrokenResourceError:
+                log.debug("a client went away in the middle of a conversation")
+
+    async def _converse(self, stream: trio.SocketStream) -> None:
+        buffered = b""
         while True:
-            await limiter.acquire()
-            nursery.start_soon(serve_one, await accepting.accept())
+            line, newline, rest = buffered.partition(b"\n")
+            if newline:
+                buffered = rest
+                if not await self._answer(stream, line):
+                    return
+                continue
+            if len(buffered) > REQUEST_BYTES_MAX:
+                failure = BadDocument(where="the line", wanted=f"at most {REQUEST_BYTES_MAX} bytes long")
+                await stream.send_all(encode({"id": None, "failure": failure.to_json()}))
+                return
+            received = await stream.receive_some(REQUEST_BYTES_MAX)
+            if not received:
+                return
+            buffered += received
+
+    async def _answer(self, stream: trio.SocketStream, line: bytes) -> bool:
+        # Answers one line; False when it was not a request at all, which ends the conversation.
+        self._answering += 1
+        try:
+            try:
+                request = decode_request(line)
+            except BadDocument as error:
+                await stream.send_all(encode({"id": None, "failure": error.to_json()}))
+                return False
+            await stream.send_all(encode(await self._result(request)))
+            return True
+        finally:
+            self._answering -= 1
+            self._idle.unpark_all()
+
+    async def _result(self, request: Request) -> dict[str, Any]:
+        method = self._methods.get(request.method)
+        try:
+            if method is None:
+                raise UnknownMethod(method=request.method)
+            return {"id": request.id, "result": await method(request.params)}
+        except RaidfsError as error:
+            return {"id": request.id, "failure": error.to_json()}
 
 
 def _is_owner(peer: trio.socket.SocketType) -> bool:
     _pid, uid, _gid = _UCRED.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     return uid in (os.geteuid(), 0)
-
-
-async def _converse(stream: trio.SocketStream, methods: Mapping[str, Method]) -> None:
-    buffered = b""
-    while True:
-        line, newline, rest = buffered.partition(b"\n")
-        if newline:
-            buffered = rest
-            answer, understood = await _answer(line, methods)
-            await stream.send_all(encode(answer))
-            if not understood:
-                return
-            continue
-        if len(buffered) > REQUEST_BYTES_MAX:
-            failure = BadDocument(where="the line", wanted=f"at most {REQUEST_BYTES_MAX} bytes long")
-            await stream.send_all(encode({"id": None, "failure": failure.to_json()}))
-            return
-        received = await stream.receive_some(REQUEST_BYTES_MAX)
-        if not received:
-            return
-        buffered += received
-
-
-async def _answer(line: bytes, methods: Mapping[str, Method]) -> tuple[dict[str, Any], bool]:
-    # The answer's document, and whether the line was understood as a request at all.
-    try:
-        request = decode_request(line)
-    except BadDocument as error:
-        return {"id": None, "failure": error.to_json()}, False
-    try:
-        return {"id": request.id, "result": await _call(request, methods)}, True
-    except RaidfsError as error:
-        return {"id": request.id, "failure": error.to_json()}, True
-
-
-async def _call(request: Request, methods: Mapping[str, Method]) -> Any:
-    method = methods.get(request.method)
-    if method is None:
-        raise UnknownMethod(method=request.method)
-    return await method(request.params)
 
 
 def integer(params: dict[str, Any], name: str) -> int:

@@ -46,7 +46,10 @@ class ServedNode(Protocol):
         """The array's UUID, printed as mdadm does (``xxxxxxxx:xxxxxxxx:xxxxxxxx:xxxxxxxx``)."""
 
     def status(self) -> NodeStatus:
-        """Return everything that ``raidfs status`` tells, of this moment, without waiting."""
+        """Return everything that ``raidfs status`` tells, of this moment, without waiting.
+
+        The daemon replaces what a node cannot know of its place: mountpoint, pid, host, since_s and plane.
+        """
 
     async def suspend_range(self, lo_bytes: int, hi_bytes: int) -> None:
         """Park new writes into ``[lo_bytes, hi_bytes)`` until the range is lifted (md's suspend_lo, suspend_hi).

@@ -1,0 +1,116 @@
+"""``raidfs mount``: be a node of an array."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+from typing import TYPE_CHECKING
+
+from raidfs.control.paths import canonical_mountpoint
+from raidfs.errors import RaidfsError
+from raidfs.mount.options import PLANES, MountOptions
+from raidfs.node_options import NodeOptions
+
+if TYPE_CHECKING:
+    from raidfs.mount.launch import StatusPipe
+
+_DESCRIPTION = """
+Open an array over its images, join its cluster as a node, and mount a directory that holds the array as one block
+file, MOUNTPOINT/<name>. Returns when the file is usable. All nodes may read and write at once; what one has written
+the others read, with no page cache in between.
+
+The file cannot be truncated, renamed or removed. Use O_DSYNC or fsync where it matters, as on a disk.
+"""
+
+_EPILOG = """
+examples:
+  raidfs mount /srv/a.img /srv/b.img /mnt/node0
+  raidfs mount --run /srv/a.img /mnt/node0          start although the other image is missing
+  raidfs mount --foreground a.img b.img /mnt/node0  stay, log to the terminal; Ctrl-C unmounts
+
+The log of a node without --foreground is in $XDG_RUNTIME_DIR/raidfs, else /run/raidfs. RAIDFS_LOG=info or debug
+in the environment makes it say more.
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command's arguments."""
+    parser = subparsers.add_parser(
+        "mount",
+        help="join an array and mount it",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("images", metavar="IMG", nargs="+", help="backing image, a file or a block device; any order")
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT", help="an empty directory")
+    parser.add_argument(
+        "--lock",
+        metavar="MANAGER",
+        default="auto",
+        help="the lock manager that all nodes share: auto (nodes of this host only; started when needed), "
+        "unix:PATH, tls://HOST:PORT or dlm (default: auto)",
+    )
+    parser.add_argument("--run", action="store_true", help="start the array even if legs are missing (degraded)")
+    parser.add_argument("--read-only", action="store_true", help="refuse writes")
+    parser.add_argument("--slot", type=int, metavar="N", help="take this slot and no other (default: the first free)")
+    parser.add_argument("--cluster-name", metavar="NAME", help="refuse an array of another cluster")
+    parser.add_argument(
+        "--buffered",
+        action="store_true",
+        help="open images through the page cache; only if no other host uses them at the same time",
+    )
+    parser.add_argument("--foreground", action="store_true", help="be the node in this process; SIGTERM unmounts")
+    parser.add_argument("--plane", choices=PLANES, default=PLANES[0], help="who serves data (default: %(default)s)")
+    # The pipe to the process that started this one, see raidfs.mount.launch.
+    parser.add_argument("--status-fd", type=int, help=argparse.SUPPRESS)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Start the node, or be it."""
+    options = MountOptions(
+        mountpoint=canonical_mountpoint(args.mountpoint),
+        node=NodeOptions(
+            images=tuple(map(os.path.abspath, args.images)),
+            client_name=f"{socket.gethostname()}:{os.getpid()}",
+            lock=args.lock,
+            run=args.run,
+            read_only=args.read_only,
+            slot=args.slot,
+            cluster_name=args.cluster_name,
+            buffered=args.buffered,
+        ),
+        plane=args.plane,
+    )
+    if not args.foreground:
+        from raidfs.mount.launch import launch
+
+        launch(options)
+        return 0
+    if args.status_fd is None:
+        _be_the_node(options, None)
+        return 0
+    from raidfs.mount.launch import StatusPipe
+
+    pipe = StatusPipe(args.status_fd)
+    try:
+        _be_the_node(options, pipe)
+    except RaidfsError as error:
+        pipe.failed(error)
+        raise
+    return 0
+
+
+def _be_the_node(options: MountOptions, pipe: StatusPipe | None) -> None:
+    # trio and pyfuse3 are imported here and nowhere else in the command line.
+    from raidfs.mount import daemon, logs
+    from raidfs.node import open_node
+
+    logs.set_up()
+    if pipe is None:
+        daemon.run_daemon(options, open_node, on_ready=lambda: None)
+    else:
+        os.chdir("/")  # a daemon keeps nobody from unmounting where it was started
+        daemon.run_daemon(options, open_node, on_ready=pipe.ready)
