@@ -7,8 +7,9 @@ with it is kept as an error beside the value, for `raidfs.array.assemble` to jud
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
-from raidfs.array.images import OpenImage
+from raidfs.array.images import OpenImage, open_image
 from raidfs.errors import NoBitmapSuperblock, NotClustered, RaidfsError, SuperblockField
 from raidfs.format.bitmap import SUPER_BYTES as BITMAP_SUPER_BYTES
 from raidfs.format.bitmap import BitmapSuperblock
@@ -33,6 +34,15 @@ class Candidate:
     identity: tuple[str, int, int] | None = None
     logical_block_bytes: int = SECTOR_BYTES
     direct: bool = True
+
+
+def read_candidates(paths: Sequence[str]) -> tuple[Candidate, ...]:
+    """Open, read and close each image, read-only; raises what opening and reading raise."""
+    candidates = []
+    for path in paths:
+        with open_image(path) as image:
+            candidates.append(read_candidate(image))
+    return tuple(candidates)
 
 
 def read_candidate(image: OpenImage) -> Candidate:
