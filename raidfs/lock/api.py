@@ -1,14 +1,15 @@
 """What a lock manager is: the semantics of Linux's DLM, as the rest of raidfs sees them.
 
 A *lock space* is a name space of *resources*; a client creates a *lock* on a resource once, in mode NL, and then
-only *converts* it. Six modes (NL CR CW PR PW EX) with VMS compatibility; conversions are granted first come,
-first served and before new requests; a conversion down is granted at once. Each resource carries a lock value
-block (LVB) of 32 bytes, which a conversion reads or writes according to the modes it goes between. A client
-that dies loses all of its locks; if one of them could have been changing an LVB (PW or EX) the value is marked not
+only *converts* it. Six modes (NL CR CW PR PW EX) with VMS compatibility. A conversion that fits what all others
+*hold* is granted at once, past those that wait (so a conversion down always is); otherwise it queues, first come, first
+served and before new requests. Each resource carries a lock value
+block (LVB) of 32 bytes, which a conversion reads or writes according to the modes it goes between (a table in
+`raidfs.lock.modes`; the rules of the queues are told in `raidfs.lock.resource`). A client that dies loses all of its locks; if one of them could have been changing an LVB (PW or EX) the value is marked not
 valid until somebody writes it again.
 
 Everything above this package sees only these classes; the embedded server, the Linux DLM and the
-simulator implement them and pass one contract suite (``tests/lock/contract.py``).
+simulator implement them and pass one contract suite (``tests/lock/test_contract.py``).
 """
 
 from __future__ import annotations
@@ -73,8 +74,10 @@ class Lock(Protocol):
     async def convert(self, mode: Mode, *, noqueue: bool = False) -> None:
         """Convert to ``mode`` and return when it is granted.
 
-        One conversion at a time on each lock. With ``noqueue`` raises LockRefused instead of waiting. Raises
-        LockCancelled when `cancel` ended the wait, LockspaceLost when the lock space is lost. When the waiting task
+        One conversion at a time on each lock; a second one raises LockBusy. With ``noqueue`` raises LockRefused
+        instead of waiting. Raises LockDeadlock, at once, when the mode that this lock holds stands in the way of a
+        conversion that waits already and this one would have to wait too: give way to NL first. Raises LockCancelled
+        when `cancel` or `release` ended the wait, LockspaceLost when the lock space is lost. When the waiting task
         is cancelled the request is cancelled too, and drained: on the way out the lock is either converted or as it
         was before, and ``mode`` tells which; no late answer can reach a later request.
         """
@@ -85,7 +88,7 @@ class Lock(Protocol):
     async def release(self) -> None:
         """Give the lock up altogether, whatever it holds or waits for (FORCEUNLOCK); a second call does nothing.
 
-        The LVB is not written by it.
+        The LVB is not written by it. It does not fail when the lock space is lost: then there is nothing to release.
         """
 
 
@@ -98,7 +101,13 @@ class Lockspace(Protocol):
         """Create this client's lock on ``resource``, granted in NL at once.
 
         ``on_blocking(mode)`` is called on the runtime's thread when the lock, as it is held now, stands in the way of
-        somebody's request for ``mode``; it must not wait. A lock in NL stands in nobody's way.
+        somebody's request for ``mode``; it must not wait. A lock in NL stands in nobody's way, and a lock that waits
+        for a conversion is told afterwards. It is told once for each situation: again when a stronger mode is asked
+        for, and after every grant of this lock, also of the mode that it has (which re-arms it on purpose). It may
+        be called before the `Lock.convert` that brought the mode has returned.
+
+        The Linux DLM does not tell again of a request that was cancelled and made anew; the embedded manager does. Do
+        not rely on it: a holder that did not give way re-arms itself.
         """
 
     async def query(self) -> list[ResourceView]:
@@ -109,10 +118,10 @@ class Lockspace(Protocol):
 
     @property
     def lost(self) -> str | None:
-        """The reason why the lock space is lost, or None."""
+        """The reason why the lock space is lost, or None; a lock space that was closed is not lost."""
 
     async def close(self) -> None:
-        """Leave: release all locks and end the membership; a second call does nothing."""
+        """Leave: release all locks and end the membership; a second call does nothing, nor one after a loss."""
 
 
 class LockManager(Protocol):
