@@ -136,7 +136,8 @@ cdef struct RequestQueue:
     uint32_t count
 
 cdef struct Page:                # one 4 KiB page of the own bitmap slot
-    bint dirty                   # has bits that a write waits for: write at once
+    bint due                     # has bits that a write waits for: write as soon as possible
+    bint queued                  # in the engine's list of due pages
     bint needs_write             # write in the next sweep
     bint pending                 # has cleared bits; the sweep after this one may write it
     bint scan                    # may have chunks to age
@@ -146,6 +147,7 @@ cdef struct Page:                # one 4 KiB page of the own bitmap slot
     uint32_t ops_left
     uint32_t ok_legs
     uint32_t index
+    Page *next_due
     unsigned char *snapshot      # what is being written
     RequestQueue waiters
     LegOp ops[LEGS_MAX]
@@ -218,6 +220,7 @@ cdef struct EngineState:
     bint need_sync
     uint32_t pages_count
     Page *pages
+    Page *pages_due
     unsigned char *image         # as it shall be
     unsigned char *durable       # as it is on all good legs, whatever happens
     uint16_t *counters

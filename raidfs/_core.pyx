@@ -215,6 +215,8 @@ cdef class Engine:
             e.legs[leg].blocked = False
             if recorded:
                 e.legs[leg].state = LEG_FAULTY
+            else:
+                bitmap_distrust(e)
             legs_derive(e)
             legs_unblocked(e)
             run(e)
@@ -279,7 +281,7 @@ cdef class Engine:
                 found += 1
                 if not bit_test(e.image, chunk):
                     bit_set(e.image, chunk)
-                    page_of(e, chunk).dirty = True
+                    page_of(e, chunk).needs_write = True
                 bitmap_set_memory_bits(e, chunk, (chunk + 1) << e.chunk_shift > clean_below)
             pthread_mutex_unlock(&e.mutex)
         return found

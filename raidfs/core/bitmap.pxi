@@ -73,25 +73,20 @@ cdef bint chunks_saturated(EngineState *e, uint64_t first, uint64_t last) noexce
 
 
 cdef void bitmap_startwrite(EngineState *e, uint64_t first, uint64_t last) noexcept nogil:
-    """Count a write in chunks first..last; pages that get new bits are written at once (group commit)."""
+    """Count a write in chunks first..last; pages that get new bits are due."""
     cdef uint64_t chunk
     cdef uint16_t value
-    cdef Page *page
     for chunk in range(first, last + 1):
         value = e.counters[chunk]
         if value == 0:
             bit_set(e.image, chunk)
-            page = page_of(e, chunk)
-            page.dirty = True
+            page_due(e, page_of(e, chunk))
             value = 2
         elif value == 1:
             value = 2
         elif value & COUNTER_MAX == 0:       # NEEDED or RESYNC alone do not occur: they sit on 2
             value += 2
         counter_put(e, chunk, value + 1)
-    for chunk in range(bit_byte(first) // PAGE_BYTES, bit_byte(last) // PAGE_BYTES + 1):
-        if e.pages[chunk].dirty:
-            page_write(e, &e.pages[chunk])
 
 
 cdef void bitmap_endwrite(EngineState *e, uint64_t first, uint64_t last, bint everywhere) noexcept nogil:
@@ -125,14 +120,36 @@ cdef Page *page_not_durable(EngineState *e, uint64_t first, uint64_t last) noexc
 
 # ---- pages -------------------------------------------------------------------------------------------------------
 
+cdef void page_due(EngineState *e, Page *page) noexcept nogil:
+    """Have a page written as soon as all requests that can go on have gone on, or behind the write in flight.
+
+    That is the group commit: bits of all these requests go out together.
+    """
+    page.due = True
+    if not page.queued and not page.writing:
+        page.queued = True
+        page.next_due = e.pages_due
+        e.pages_due = page
+
+
+cdef void pages_write_due(EngineState *e) noexcept nogil:
+    cdef Page *page
+    while e.pages_due != NULL:
+        page = e.pages_due
+        e.pages_due = page.next_due
+        page.queued = False
+        page_write(e, page)
+
+
 cdef void page_write(EngineState *e, Page *page) noexcept nogil:
-    """Write a page image to all good legs, durably; one write per page at a time, later bits go with the next."""
+    """Write a page image to all good legs, durably; one write per page at a time."""
     cdef uint64_t start = <uint64_t> page.index * PAGE_BYTES
     cdef uint64_t i
     cdef uint32_t leg
-    if page.writing or e.fenced:
+    if e.fenced:
         return
-    page.dirty = False
+    ENSURE(not page.writing)
+    page.due = False
     page.needs_write = False
     page.sweep_writing = page.sweep_wanted
     page.sweep_wanted = False
@@ -151,6 +168,14 @@ cdef void page_write(EngineState *e, Page *page) noexcept nogil:
     ENSURE(page.ops_left > 0)
 
 
+cdef void bitmap_distrust(EngineState *e) noexcept nogil:
+    """A leg counts again that may have missed page writes: no bit is durable before all pages are written anew."""
+    cdef uint32_t i
+    memset(e.durable, 0, <size_t> e.pages_count * PAGE_BYTES)
+    for i in range(e.pages_count):
+        page_due(e, &e.pages[i])
+
+
 cdef void page_op_done(EngineState *e, Page *page, LegOp *op, int error) noexcept nogil:
     cdef bint swept = page.sweep_writing
     cdef Request *r
@@ -167,7 +192,7 @@ cdef void page_op_done(EngineState *e, Page *page, LegOp *op, int error) noexcep
         memcpy(e.durable + <uint64_t> page.index * PAGE_BYTES, page.snapshot, PAGE_BYTES)
         wake_all(e, &page.waiters)
     else:                                    # the last leg refused it: who waits gets the error, the next one tries again
-        page.dirty = True
+        page.needs_write = True
         r = queue_pop(&page.waiters)
         while r != NULL:
             r.error = EIO
@@ -178,8 +203,8 @@ cdef void page_op_done(EngineState *e, Page *page, LegOp *op, int error) noexcep
     if swept:
         ENSURE(e.sweep != NULL and e.sweep.waits_for > 0)
         e.sweep.waits_for -= 1
-    if (page.dirty and page.waiters.head != NULL) or page.sweep_wanted:
-        page_write(e, page)
+    if page.due:
+        page_due(e, page)
     sweep_advance(e)
 
 
@@ -256,15 +281,13 @@ cdef void sweep_age(EngineState *e, Request *r) noexcept nogil:
             e.pages[i].scan = more
     set_stage(e, r, STAGE_PAGES)
     for i in range(e.pages_count):
-        if e.pages[i].needs_write or e.pages[i].dirty:
+        if e.pages[i].needs_write or e.pages[i].due:
             e.pages[i].sweep_wanted = True
             r.waits_for += 1
+            page_due(e, &e.pages[i])
         elif e.pages[i].writing:
             e.pages[i].sweep_writing = True
             r.waits_for += 1
-    for i in range(e.pages_count):
-        if e.pages[i].sweep_wanted:
-            page_write(e, &e.pages[i])
     sweep_advance(e)
 
 

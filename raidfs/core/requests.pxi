@@ -84,7 +84,7 @@ cdef void admit(EngineState *e, Request *r) noexcept nogil:
 
 
 cdef void run(EngineState *e) noexcept nogil:
-    """Let every ready request go on until none is left."""
+    """Let every ready request go on until none is left; then the bitmap pages that they made due."""
     cdef Request *r = queue_pop(&e.ready)
     while r != NULL:
         if r.kind == REQUEST_FLUSH:
@@ -96,6 +96,7 @@ cdef void run(EngineState *e) noexcept nogil:
         else:
             write_advance(e, r)
         r = queue_pop(&e.ready)
+    pages_write_due(e)
 
 
 cdef inline void mark_started(EngineState *e, Request *r) noexcept nogil:
@@ -211,9 +212,8 @@ cdef void write_advance(EngineState *e, Request *r) noexcept nogil:
     page = page_not_durable(e, first, last)
     if page != NULL:
         park(e, r, &page.waiters, STAGE_BITMAP)
-        if page.dirty:
-            page_write(e, page)
-        ENSURE(page.writing)
+        if not page.writing:
+            page_due(e, page)
         return
     # 5. data to all legs at once
     data_submit(e, r)

@@ -1,0 +1,249 @@
+"""The engine and its slow twin agree, step by step, whatever is asked and in whatever order the legs answer."""
+
+from __future__ import annotations
+
+import errno
+from collections import Counter
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support.engine_twin import BITS_START, PAGE, TwinEngine, TwinOp
+
+from raidfs._core import Engine, EventKind, LegState, OpKind
+from raidfs.sim.legs import PendingOp, SimulatedLegs
+
+DATA_OFFSET = 64 * 1024
+SLOT_OFFSET = 8192
+REGION = 1024 * 1024  # of the engine's range buckets
+SIZE = REGION + 20 * 1024  # of the array; requests meet at its start and where two regions do
+
+
+class Pair:
+    """Engine and twin with the same inputs; every step compares all that can be seen of them."""
+
+    def __init__(self, legs: int, block: int, chunk: int, dirty: list[int]) -> None:
+        bitmap = bytearray(PAGE)
+        for bit in dirty:
+            if bit < -(-SIZE // chunk):
+                bitmap[BITS_START + bit // 8] |= 1 << bit % 8
+        self.engine = Engine(legs)
+        self.engine.configure(
+            block_bytes=block, size_bytes=SIZE, data_offsets=[DATA_OFFSET] * legs, raid_disks=legs,
+            slot_offset=SLOT_OFFSET, chunk_bytes=chunk, bitmap=bytes(bitmap), events=1, events_cleared=0,
+        )  # fmt: skip
+        self.engine.publish_legs([LegState.IN_SYNC] * legs)
+        self.twin = TwinEngine(
+            legs=legs, block=block, size=SIZE, data_offset=DATA_OFFSET, slot_offset=SLOT_OFFSET, chunk=chunk,
+            bitmap=bytes(bitmap),
+        )  # fmt: skip
+        image = bytearray(DATA_OFFSET + SIZE)
+        image[SLOT_OFFSET : SLOT_OFFSET + PAGE] = bitmap
+        self.legs = SimulatedLegs(self.engine, [bytearray(image) for _ in range(legs)])
+        self.matched: dict[int, TwinOp] = {}
+        self.answered: set[int] = set()
+        self.chunk = chunk
+        self.check()
+
+    def submit(self, kind: str, start: int, data: bytes, length: int, durable: bool) -> None:
+        if kind == "write":
+            tag = self.engine.submit_write(start, data, durable=durable)
+            self.twin.submit(tag, kind, start, data, durable=durable)
+        elif kind == "read":
+            tag = self.engine.submit_read(start, length)
+            self.twin.submit(tag, kind, start, end=start + length)
+        elif kind == "flush":
+            self.twin.submit(self.engine.submit_flush(), kind)
+        elif kind == "drain":
+            self.twin.submit(self.engine.submit_drain(start, start + length), kind, start, end=start + length)
+        else:
+            self.twin.submit(self.engine.submit_sweep(), kind)
+        self.check()
+
+    def end(self, which: int, outcome: str) -> None:
+        op = self.legs.pending[which % len(self.legs.pending)]
+        twin_op = self.matched.pop(op.op_id)
+        data = bytes(self.legs.images[op.leg][op.offset : op.offset + op.length]) if op.kind == OpKind.READ else None
+        if outcome == "short" and op.length:
+            self.twin.complete(twin_op, op.leg, errno.EIO, None)
+            self.legs.cut_short(op, op.length // 2)
+        elif outcome == "fail":
+            self.twin.complete(twin_op, op.leg, errno.ENOSPC, None)
+            self.legs.fail(op, errno.ENOSPC)
+        else:
+            self.twin.complete(twin_op, op.leg, 0, data)
+            self.legs.complete(op)
+        self.check()
+
+    def answer(self, recorded: bool) -> None:
+        for leg in sorted(self.twin.failed_events):
+            self.twin.answer(leg, recorded)
+            self.engine.leg_failure(leg, recorded=recorded)
+            self.check()
+
+    def suspend(self, start: int, end: int) -> None:
+        self.twin.suspend(start, end)
+        self.engine.suspend(start, end)
+        self.check()
+
+    def check(self) -> None:
+        self.legs.take()
+        self.match([op for op in self.legs.pending if op.op_id not in self.matched])
+        replies = self.engine.replies()
+        assert sorted(replies, key=lambda r: r[0]) == sorted(self.twin.replies, key=lambda r: r[0])
+        for tag, _, _ in replies:
+            assert tag not in self.answered
+            self.answered.add(tag)
+        self.twin.replies.clear()
+        for kind, leg, _, _ in self.engine.events():
+            assert kind != EventKind.LEG_FAILED or leg in self.twin.failed_events
+        assert self.engine.counters() == [self.twin.counter(c) for c in range(self.twin.chunks)]
+        assert self.engine.bitmap_image() == self.twin.page_bytes(0)
+        durable = self.engine.bitmap_durable()
+        bits = {c for c in range(self.twin.chunks) if durable[BITS_START + c // 8] >> c % 8 & 1}
+        assert bits == self.twin.durable
+
+    def match(self, new: list[PendingOp]) -> None:
+        """Pair the engine's new operations with the twin's; both must have asked for the same."""
+        wanted = self.twin.new_ops
+        self.twin.new_ops = []
+        assert Counter(map(self.key, new)) == Counter(op.key() for op in wanted)
+        for op in new:
+            twin_op = next(t for t in wanted if t.key() == self.key(op) and (op.leg not in t.tried))
+            wanted.remove(twin_op)
+            self.matched[op.op_id] = twin_op
+            if op.kind == OpKind.READ:
+                self.check_read(op, twin_op)
+            elif op.offset >= DATA_OFFSET:
+                self.check_bits_are_on_all_good_legs(op)
+
+    def check_read(self, op: PendingOp, twin_op: TwinOp) -> None:
+        candidates = self.twin.in_sync - twin_op.tried
+        assert op.leg in candidates
+        start, end = self.twin.suspended
+        if twin_op.offset < end and twin_op.offset + twin_op.length > start:
+            assert op.leg == min(candidates)
+
+    def check_bits_are_on_all_good_legs(self, op: PendingOp) -> None:
+        first = (op.offset - DATA_OFFSET) // self.chunk
+        last = min((op.offset + op.length - DATA_OFFSET - 1) // self.chunk, self.twin.chunks - 1)
+        for leg in self.twin.writable:
+            for chunk in range(first, last + 1):
+                assert self.legs.images[leg][SLOT_OFFSET + BITS_START + chunk // 8] >> chunk % 8 & 1
+
+    @staticmethod
+    def key(op: PendingOp) -> tuple[OpKind, int | None, int, int, bytes | None]:
+        if op.kind == OpKind.READ:
+            return (op.kind, None, op.offset - DATA_OFFSET, op.length, None)
+        return (op.kind, op.leg, op.offset, op.length, op.data)
+
+    def quiet(self, recorded: bool) -> None:
+        """Let everything end: the range is lifted, failures are answered, operations succeed."""
+        self.suspend(0, 0)
+        while self.legs.pending or self.twin.failed_events:
+            self.answer(recorded)
+            if self.legs.pending:
+                self.end(0, "done")
+
+
+places = st.one_of(st.integers(0, 20_000), st.integers(REGION - 9000, SIZE + 600))
+actions = st.one_of(
+    st.tuples(
+        st.just("submit"),
+        st.sampled_from(["write", "write", "write", "read", "flush", "sweep", "sweep", "drain"]),
+        places,
+        st.integers(0, 9000),
+        st.booleans(),
+    ),
+    st.tuples(
+        st.just("end"), st.integers(0, 50), st.sampled_from(["done"] * 12 + ["fail", "short"])
+    ),
+    st.tuples(st.just("end"), st.integers(0, 50), st.just("done")),
+    st.tuples(st.just("answer"), st.booleans()),
+    st.tuples(st.just("suspend"), places, places),
+    st.tuples(st.just("events"), st.integers(2, 99)),
+)  # fmt: skip
+
+
+def run(pair: Pair, steps: list[tuple[object, ...]]) -> None:
+    for number, step in enumerate(steps):
+        match step:
+            case ("submit", str(kind), int(start), int(length), bool(durable)):
+                if kind != "read" and kind != "drain":
+                    start, length = start // 7 * 7, length % 6000
+                pair.submit(kind, start, bytes([number % 251 + 1]) * length, length, durable)
+            case ("end", int(which), str(outcome)):
+                if pair.legs.pending:
+                    pair.end(which, outcome)
+            case ("answer", bool(recorded)):
+                pair.answer(recorded)
+            case ("suspend", int(a), int(b)):
+                pair.suspend(min(a, b), max(a, b))
+            case ("events", int(events)):
+                pair.twin.set_events(events)
+                pair.engine.set_events(events)
+                pair.check()
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    legs=st.integers(1, 3),
+    block=st.sampled_from([512, 4096]),
+    chunk=st.sampled_from([4096, 8192, 65536]),
+    dirty=st.lists(st.integers(0, 9), max_size=3),
+    steps=st.lists(actions, max_size=60),
+    recorded=st.booleans(),
+)
+def test_engine_and_twin_ask_and_answer_the_same(
+    legs: int, block: int, chunk: int, dirty: list[int], steps: list[tuple[object, ...]], recorded: bool
+) -> None:
+    pair = Pair(legs, block, chunk, dirty)
+    run(pair, steps)
+    pair.quiet(recorded)
+    assert not pair.engine.statistics()["waiting"]
+    good = sorted(pair.twin.in_sync)
+    clean = [c for c in range(pair.twin.chunks) if not pair.twin.counter(c)]
+    for chunk_number in clean:
+        part = slice(
+            DATA_OFFSET + chunk_number * chunk, min(DATA_OFFSET + (chunk_number + 1) * chunk, DATA_OFFSET + SIZE)
+        )
+        assert len({bytes(pair.legs.images[leg][part]) for leg in good}) == 1
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(steps=st.lists(actions, max_size=80), block=st.sampled_from([512, 4096]))
+def test_without_errors_the_array_holds_what_was_written_in_order_and_three_sweeps_clean_it(
+    steps: list[tuple[object, ...]], block: int
+) -> None:
+    pair = Pair(2, block, 4096, [])
+    model = bytearray(SIZE)
+    for number, step in enumerate(steps):
+        match step:
+            case ("submit", "write", int(start), int(length), bool()):
+                start, length = start // 7 * 7, length % 6000
+                data = bytes([number % 251 + 1]) * length
+                model[start : start + length] = data[: max(0, SIZE - start)] if start < SIZE else b""
+                del model[SIZE:]
+            case ("end", int(which), str()):
+                step = ("end", which, "done")
+        run_one(pair, step, number)
+    pair.quiet(True)
+    assert pair.legs.images[0][DATA_OFFSET:] == model
+    assert pair.legs.images[1][DATA_OFFSET:] == model
+    for _ in range(4):
+        pair.submit("sweep", 0, b"", 0, False)
+        pair.quiet(True)
+    assert pair.engine.statistics()["chunks_dirty"] == 0
+    assert not any(pair.legs.images[0][SLOT_OFFSET + BITS_START : SLOT_OFFSET + PAGE])
+
+
+def run_one(pair: Pair, step: tuple[object, ...], number: int) -> None:
+    if step[0] == "submit":
+        _, kind, start, length, durable = step
+        assert isinstance(kind, str)
+        assert isinstance(start, int)
+        assert isinstance(length, int)
+        if kind not in ("read", "drain"):
+            start, length = start // 7 * 7, length % 6000
+        pair.submit(kind, start, bytes([number % 251 + 1]) * length, length, bool(durable))
+    else:
+        run(pair, [step])

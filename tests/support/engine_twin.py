@@ -1,0 +1,445 @@
+"""A slow twin of the engine: the same rules in plain Python, written as rules and not as an event machine.
+
+After each input `TwinEngine.settle` looks at every request again and lets everything move that can. It keeps sets and
+lists where the engine keeps counters and queues; a mistake in the engine's book-keeping shows as a difference.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+
+from raidfs._core import LegState, OpKind
+
+PAGE = 4096
+BITS_START = 256
+NEEDED = 0x8000
+
+
+@dataclasses.dataclass(eq=False)
+class TwinOp:
+    kind: OpKind
+    leg: int | None  # None: a read, the leg is the engine's choice
+    offset: int  # in the image; of a read in the array
+    length: int
+    data: bytes | None
+    owner: TwinRequest | TwinPage | TwinFlush
+    tried: set[int] = dataclasses.field(default_factory=set)
+
+    def key(self) -> tuple[OpKind, int | None, int, int, bytes | None]:
+        return (self.kind, self.leg, self.offset, self.length, self.data)
+
+
+@dataclasses.dataclass(eq=False)
+class TwinRequest:
+    tag: int
+    kind: str
+    serial: int
+    start: int = 0
+    end: int = 0
+    span: tuple[int, int] = (0, 0)
+    data: bytes = b""
+    durable: bool = False
+    state: str = "start"
+    ops: list[TwinOp] = dataclasses.field(default_factory=list)
+    ok: set[int] = dataclasses.field(default_factory=set)
+    error: int = 0
+    started: int = 0
+    submitted: bool = False
+    blocks: dict[int, bytes] = dataclasses.field(default_factory=dict)
+    pages: set[int] = dataclasses.field(default_factory=set)
+    drained: set[TwinRequest] = dataclasses.field(default_factory=set)
+
+
+@dataclasses.dataclass(eq=False)
+class TwinPage:
+    index: int
+    due: bool = False
+    needs_write: bool = False
+    pending: bool = False
+    snapshot: bytes | None = None
+    snapshot_bits: frozenset[int] = frozenset()
+    ops: list[TwinOp] = dataclasses.field(default_factory=list)
+    ok: set[int] = dataclasses.field(default_factory=set)
+    for_sweep: bool = False
+
+
+@dataclasses.dataclass(eq=False)
+class TwinFlush:
+    requests: list[TwinRequest] = dataclasses.field(default_factory=list)
+    ops: list[TwinOp] = dataclasses.field(default_factory=list)
+    ok: set[int] = dataclasses.field(default_factory=set)
+
+
+class TwinEngine:
+    def __init__(
+        self, *, legs: int, block: int, size: int, data_offset: int, slot_offset: int, chunk: int, bitmap: bytes
+    ) -> None:
+        self.block, self.size, self.chunk = block, size, chunk
+        self.data_offset, self.slot_offset = data_offset, slot_offset
+        self.states = [LegState.IN_SYNC] * legs
+        self.raid_disks = legs
+        self.blocked: set[int] = set()
+        self.flush_lost: set[int] = set()
+        self.fenced = 0
+        self.suspended = (0, 0)
+        self.chunks = -(-size // chunk)
+        self.superblock = bytearray(bitmap[:BITS_START])
+        self.pages = [TwinPage(i) for i in range(len(bitmap) // PAGE)]
+        self.image = {c for c in range(self.chunks) if bitmap[BITS_START + c // 8] >> c % 8 & 1}
+        self.durable = set(self.image)
+        self.counters = dict.fromkeys(self.image, 2 | NEEDED)
+        self.events = 1
+        self.events_cleared = 0
+        self.need_sync = False
+        self.serial = 0
+        self.writes: list[TwinRequest] = []
+        self.reads: list[TwinRequest] = []
+        self.flush = TwinFlush()
+        self.flush_waiting: list[TwinRequest] = []
+        self.flush_failed: list[TwinRequest] = []
+        self.drains: list[TwinRequest] = []
+        self.sweeps: list[TwinRequest] = []
+        self.new_ops: list[TwinOp] = []
+        self.replies: list[tuple[int, int, bytes | None]] = []
+        self.failed_events: set[int] = set()
+
+    # ---- what is so ----
+
+    @property
+    def writable(self) -> set[int]:
+        good = (LegState.IN_SYNC, LegState.RECOVERING)
+        return {i for i, state in enumerate(self.states) if state in good and i not in self.blocked}
+
+    @property
+    def in_sync(self) -> set[int]:
+        return {i for i in self.writable if self.states[i] == LegState.IN_SYNC}
+
+    @property
+    def degraded(self) -> bool:
+        return len(self.in_sync) < self.raid_disks
+
+    def counter(self, chunk: int) -> int:
+        return self.counters.get(chunk, 0)
+
+    def page_of(self, chunk: int) -> TwinPage:
+        return self.pages[(BITS_START + chunk // 8) // PAGE]
+
+    def page_bytes(self, index: int) -> bytes:
+        whole = bytearray(len(self.pages) * PAGE)
+        whole[:BITS_START] = self.superblock
+        for chunk in self.image:
+            whole[BITS_START + chunk // 8] |= 1 << chunk % 8
+        return bytes(whole[index * PAGE : (index + 1) * PAGE])
+
+    def chunks_of(self, request: TwinRequest) -> range:
+        return range(request.span[0] // self.chunk, min((request.span[1] - 1) // self.chunk, self.chunks - 1) + 1)
+
+    # ---- inputs ----
+
+    def submit(
+        self, tag: int, kind: str, start: int = 0, data: bytes = b"", end: int = 0, durable: bool = False
+    ) -> None:
+        self.serial += 1
+        request = TwinRequest(tag, kind, self.serial, start, end or start + len(data), data=data, durable=durable)
+        if kind in ("read", "write") and not self.fenced:
+            if request.end == request.start:
+                self.reply(request, 0, b"" if kind == "read" else None)
+            elif start >= self.size:
+                self.reply(request, *((0, b"") if kind == "read" else (-errno.ENOSPC, None)))
+            else:
+                request.end = min(request.end, self.size)
+                request.data = data[: request.end - start]
+                block = self.block
+                request.span = (start // block * block, -(-request.end // block) * block)
+                (self.writes if kind == "write" else self.reads).append(request)
+                if kind == "read":
+                    self.start(request)
+                    self.op(OpKind.READ, None, request.span[0], request.span[1] - request.span[0], None, request)
+        elif self.fenced:
+            self.reply(request, -self.fenced)
+        elif kind == "flush":
+            self.flush_waiting.append(request)
+        elif kind == "drain":
+            request.drained = {
+                r for r in self.reads + self.writes if r.started and r.span[0] < request.end and r.span[1] > start
+            }
+            self.drains.append(request)
+        else:
+            self.sweeps.append(request)
+        self.settle()
+
+    def complete(self, op: TwinOp, leg: int, error: int, data: bytes | None) -> None:
+        owner = op.owner
+        owner.ops.remove(op)
+        if op.kind == OpKind.READ:
+            assert isinstance(owner, TwinRequest)
+            self.read_done(owner, op, leg, error, data)
+        else:
+            if error:
+                self.leg_error(leg)
+                if isinstance(owner, TwinRequest):
+                    owner.error = error
+                if op.kind == OpKind.FLUSH and leg in self.writable:
+                    self.flush_lost.add(leg)
+            else:
+                owner.ok.add(leg)
+        self.settle()
+
+    def read_done(self, request: TwinRequest, op: TwinOp, leg: int, error: int, data: bytes | None) -> None:
+        if error:
+            op.tried.add(leg)
+            if self.in_sync - op.tried and not self.fenced:
+                request.ops.append(op)
+                self.new_ops.append(op)
+                return
+            request.error = error
+        else:
+            assert data is not None
+            request.blocks[op.offset] = data
+
+    def leg_error(self, leg: int) -> None:
+        if self.fenced or leg not in self.writable or self.in_sync == {leg}:
+            return
+        self.blocked.add(leg)
+        self.failed_events.add(leg)
+
+    def answer(self, leg: int, recorded: bool) -> None:
+        self.blocked.discard(leg)
+        self.failed_events.discard(leg)
+        if recorded:
+            self.states[leg] = LegState.FAULTY
+        else:
+            self.durable.clear()
+            for page in self.pages:
+                page.due = True
+        self.settle()
+
+    def suspend(self, start: int, end: int) -> None:
+        self.suspended = (start, end)
+        self.settle()
+
+    def set_events(self, events: int) -> None:
+        self.events = events
+        self.superblock[24:32] = events.to_bytes(8, "little")
+        self.pages[0].needs_write = True
+
+    # ---- rules ----
+
+    def settle(self) -> None:
+        moved = True
+        while moved:
+            moved = any(self.move_write(r) for r in list(self.writes))
+            moved |= any(self.move_read(r) for r in list(self.reads))
+            moved |= self.move_flush()
+            moved |= self.move_sweep()
+            moved |= any(self.move_drain(r) for r in list(self.drains))
+            moved |= any(self.move_page_end(p) for p in self.pages)
+            if not moved:
+                for page in self.pages:
+                    if page.due and page.snapshot is None and not self.fenced:
+                        self.write_page(page)
+
+    def op(
+        self, kind: OpKind, leg: int | None, offset: int, length: int, data: bytes | None,
+        owner: TwinRequest | TwinPage | TwinFlush,
+    ) -> None:  # fmt: skip
+        op = TwinOp(kind, leg, offset, length, data, owner)
+        owner.ops.append(op)
+        self.new_ops.append(op)
+
+    def reply(self, request: TwinRequest, result: int, data: bytes | None = None) -> None:
+        self.replies.append((request.tag, result, data))
+        request.state = "done"
+
+    def start(self, request: TwinRequest) -> None:
+        self.serial += 1
+        request.started = self.serial
+
+    def move_read(self, r: TwinRequest) -> bool:
+        if r.ops:
+            return False
+        self.reads.remove(r)
+        if r.error:
+            self.reply(r, -r.error)
+        else:
+            data = r.blocks[r.span[0]][r.start - r.span[0] : r.end - r.span[0]]
+            self.reply(r, len(data), data)
+        return True
+
+    def move_write(self, r: TwinRequest) -> bool:
+        before = r.state
+        if r.state == "start" and self.may_start(r):
+            self.start(r)
+            for chunk in self.chunks_of(r):
+                value = self.counter(chunk)
+                if value == 0:
+                    self.image.add(chunk)
+                    self.page_of(chunk).due = True
+                self.counters[chunk] = max(value, 2 | value & NEEDED) + 1
+            r.state = "edges"
+            ends = {r.span[0]} if r.start != r.span[0] else set()
+            if r.end != r.span[1]:
+                ends.add(r.span[1] - self.block)
+            for offset in sorted(ends):
+                self.op(OpKind.READ, None, offset, self.block, None, r)
+        if r.state == "edges" and not r.ops:
+            r.state = "finish" if r.error else "bitmap"
+        if r.state == "bitmap":
+            if self.durable.issuperset(self.chunks_of(r)):
+                self.send_data(r)
+            elif r.error:
+                r.state = "finish"
+            else:
+                for chunk in self.chunks_of(r):
+                    page = self.page_of(chunk)
+                    if chunk not in self.durable and page.snapshot is None:
+                        page.due = True
+                        break
+        if r.state == "legs" and not r.ops:
+            r.state = "finish"
+        if r.state == "finish":
+            self.finish_write(r)
+        return r.state != before
+
+    def may_start(self, r: TwinRequest) -> bool:
+        older = any(o.serial < r.serial and o.span[0] < r.span[1] and r.span[0] < o.span[1] for o in self.writes)
+        held = r.span[0] < self.suspended[1] and r.span[1] > self.suspended[0]
+        return not older and not held and not self.blocked
+
+    def send_data(self, r: TwinRequest) -> None:
+        whole = bytearray(r.span[1] - r.span[0])
+        for offset, block in r.blocks.items():
+            whole[offset - r.span[0] : offset - r.span[0] + self.block] = block
+        whole[r.start - r.span[0] : r.end - r.span[0]] = r.data
+        r.submitted = True
+        kind = OpKind.WRITE_DURABLE if r.durable else OpKind.WRITE
+        for leg in sorted(self.writable):
+            self.op(kind, leg, self.data_offset + r.span[0], len(whole), bytes(whole), r)
+        r.state = "legs"
+
+    def finish_write(self, r: TwinRequest) -> None:
+        if self.blocked and r.ok:
+            return
+        done = bool(r.ok & self.in_sync) and self.writable <= r.ok
+        everywhere = (done or not r.submitted) and not self.degraded
+        if everywhere and self.events_cleared < self.events:
+            self.events_cleared = self.events
+            self.need_sync = True
+        for chunk in self.chunks_of(r):
+            self.counters[chunk] = (self.counters[chunk] - 1) | (0 if everywhere else NEEDED)
+        self.writes.remove(r)
+        self.reply(r, r.end - r.start if done else -(r.error or errno.EIO))
+
+    def write_page(self, page: TwinPage) -> None:
+        page.due = page.needs_write = False
+        page.snapshot = self.page_bytes(page.index)
+        page.snapshot_bits = frozenset(c for c in self.image if self.page_of(c) is page)
+        self.durable -= {c for c in self.durable if self.page_of(c) is page and c not in page.snapshot_bits}
+        page.ok = set()
+        for sweep in self.sweeps[:1]:
+            page.for_sweep = page.index in sweep.pages
+        for leg in sorted(self.writable):
+            offset = self.slot_offset + page.index * PAGE
+            self.op(OpKind.WRITE_DURABLE, leg, offset, PAGE, page.snapshot, page)
+
+    def move_page_end(self, page: TwinPage) -> bool:
+        if page.snapshot is None or page.ops:
+            return False
+        page.snapshot = None
+        good = self.writable <= page.ok
+        if good:
+            self.durable |= page.snapshot_bits
+        else:
+            page.needs_write = True
+            for r in self.writes:
+                lacking = [c for c in self.chunks_of(r) if c not in self.durable]
+                if r.state == "bitmap" and lacking and self.page_of(lacking[0]) is page:
+                    r.error = errno.EIO
+        if page.for_sweep:
+            page.for_sweep = False
+            self.sweeps[0].pages.discard(page.index)
+            if not good:
+                self.sweeps[0].error = errno.EIO
+        return True
+
+    def move_flush(self) -> bool:
+        moved = False
+        if not self.flush.ops:
+            for r in self.flush.requests:
+                r.ok = set(self.flush.ok)
+                self.flush_failed.append(r)
+                moved = True
+            self.flush = TwinFlush()
+            if self.flush_waiting:
+                self.flush.requests, self.flush_waiting = self.flush_waiting, []
+                for leg in sorted(self.writable):
+                    self.op(OpKind.FLUSH, leg, 0, 0, None, self.flush)
+                moved = True
+        if not self.blocked:
+            for r in self.flush_failed:
+                good = bool(r.ok & self.in_sync) and self.writable <= r.ok and not self.flush_lost & self.writable
+                self.reply(r, 0 if good else -errno.EIO)
+                moved = True
+            self.flush_failed = []
+        return moved
+
+    def clear_allowed(self) -> bool:
+        return not (self.degraded or self.blocked or self.need_sync or self.flush_lost & self.writable)
+
+    def move_sweep(self) -> bool:
+        if not self.sweeps:
+            return False
+        r = self.sweeps[0]
+        if r.state == "start":
+            for page in self.pages:
+                page.needs_write |= page.pending
+                page.pending = False
+            allowed = self.clear_allowed() and 1 in self.counters.values()
+            if self.need_sync:
+                self.superblock[32:40] = self.events_cleared.to_bytes(8, "little")
+                self.pages[0].needs_write = True
+                self.need_sync = False
+            if allowed:
+                r.state = "flush"
+                for leg in sorted(self.writable):
+                    self.op(OpKind.FLUSH, leg, 0, 0, None, r)
+            else:
+                self.age(r)
+            return True
+        if r.state == "flush" and not r.ops:
+            if self.clear_allowed() and not r.error and self.writable <= r.ok:
+                for chunk, value in self.counters.items():
+                    if value == 1:
+                        self.counters[chunk] = 0
+                        self.image.discard(chunk)
+                        self.page_of(chunk).pending = True
+            r.error = 0
+            self.age(r)
+            return True
+        if r.state == "pages" and not r.pages:
+            self.sweeps.pop(0)
+            self.reply(r, -r.error)
+            return True
+        return False
+
+    def age(self, r: TwinRequest) -> None:
+        for chunk, value in self.counters.items():
+            if value == 2:
+                self.counters[chunk] = 1
+        r.state = "pages"
+        for page in self.pages:
+            if page.needs_write or page.due:
+                page.due = True
+                r.pages.add(page.index)
+            elif page.snapshot is not None:
+                page.for_sweep = True
+                r.pages.add(page.index)
+
+    def move_drain(self, r: TwinRequest) -> bool:
+        r.drained = {o for o in r.drained if o.state != "done"}
+        if r.drained:
+            return False
+        self.drains.remove(r)
+        self.reply(r, 0)
+        return True
