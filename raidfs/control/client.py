@@ -137,6 +137,8 @@ def _connect(socket_path: str) -> Client | None:
     # None when no living daemon has the socket. Root finds sockets of root only, as any user finds only their own.
     if not paths.is_trusted_directory(os.path.dirname(socket_path)):
         return None
+    if len(os.fsencode(socket_path)) > paths.SOCKET_PATH_BYTES_MAX:
+        return None  # no daemon could have made it
     try:
         return Client(socket_path)
     except FileNotFoundError:

@@ -18,7 +18,9 @@ from raidfs.errors import RuntimeDirectoryUnusable
 
 SYSTEM_DIRECTORY = "/run/raidfs"
 
-# A socket's address holds 107 bytes (unix(7)), so only the tail of a mount point goes into the name, with a digest of
+SOCKET_PATH_BYTES_MAX = 107  # sockaddr_un.sun_path without its last NUL, unix(7)
+
+# Since that is little, only the tail of a mount point goes into the name, with a digest of
 # all of it that keeps names apart.
 _TAIL_CHARACTERS = 32
 _DIGEST_CHARACTERS = 12
@@ -60,13 +62,16 @@ def ensure_runtime_directory() -> str:
     except OSError as error:
         raise RuntimeDirectoryUnusable(path=path, reason=error.strerror) from error
     problem = _problem(path)
+    longest = node_paths(path, "x" * _TAIL_CHARACTERS).socket
+    if problem is None and len(os.fsencode(longest)) > SOCKET_PATH_BYTES_MAX:
+        problem = "its name is too long for the address of a socket"
     if problem is not None:
         raise RuntimeDirectoryUnusable(path=path, reason=problem)
     return path
 
 
 def is_trusted_directory(path: str) -> bool:
-    """Tell whether ``path`` is a directory that only this user can write."""
+    """Tell whether ``path`` is a directory that only this user can use."""
     return _problem(path) is None
 
 

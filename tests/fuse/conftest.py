@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import importlib.util
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+
+import pytest
+from support.mounted import Array, Backend, Memory, Node
+
+
+@pytest.fixture(autouse=True)
+def _fuse_is_there() -> None:
+    if not os.path.exists("/dev/fuse") or shutil.which("fusermount3") is None:
+        pytest.skip("no /dev/fuse or no fusermount3 here")
+
+
+@pytest.fixture
+def short_path() -> Iterator[pathlib.Path]:
+    # pytest's tmp_path is too long for the address of a socket.
+    with tempfile.TemporaryDirectory(prefix="raidfs-") as path:
+        yield pathlib.Path(path).resolve()
+
+
+@pytest.fixture(autouse=True)
+def _own_runtime_directory(short_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    run = short_path / "run"
+    run.mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(run))
+    monkeypatch.delenv("RAIDFS_LOG", raising=False)
+    yield
+    for log in run.glob("raidfs/*.log"):
+        assert log.read_text() == "", "a node had something to say"
+
+
+@pytest.fixture
+def directories(short_path: pathlib.Path) -> list[pathlib.Path]:
+    found = [short_path / "n0", short_path / "n1"]
+    for directory in found:
+        directory.mkdir()
+    return found
+
+
+@pytest.fixture
+def memory() -> Iterator[Memory]:
+    backend = Memory()
+    yield backend
+    backend.close()
+
+
+@pytest.fixture
+def array(short_path: pathlib.Path) -> Iterator[Array]:
+    if importlib.util.find_spec("raidfs.node") is None:
+        pytest.skip("raidfs.node is not built yet")
+    backend = Array(short_path)
+    yield backend
+    backend.close()
+
+
+@pytest.fixture(params=["memory", "array"])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    found: Backend = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture
+def node(backend: Backend, directories: list[pathlib.Path]) -> Node:
+    return backend.mount(directories[0])
+
+
+Opener = Callable[[int], int]
+
+
+@pytest.fixture
+def opened(node: Node) -> Iterator[Opener]:
+    # Opens the block file; everything is closed before the node is unmounted.
+    descriptors = []
+
+    def open_(flags: int) -> int:
+        descriptors.append(os.open(node.file, flags))
+        return descriptors[-1]
+
+    yield open_
+    for descriptor in descriptors:
+        os.close(descriptor)
