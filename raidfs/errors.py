@@ -318,9 +318,7 @@ class LegsDiverged(AssembleError):
 class LegLayoutDiffers(AssembleError):
     """Legs of one array that do not have one layout."""
 
-    template = (
-        "{path}: {field} is {value} and {other_path} has {other_value}; give legs that mdadm or raidfs made together"
-    )
+    template = "{path}: {field} is {value}, but {other_value} on {other_path}; give legs that were made together"
 
 
 class LegTruncated(AssembleError):
