@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 
 import trio
+import trio.testing
 
 from raidfs.lock.address import parse_address
 from raidfs.lock.api import Lock, Mode
@@ -43,6 +44,5 @@ async def main(address: str, space_name: str, cluster_name: str) -> None:
 
 
 if __name__ == "__main__":
-    import trio.testing
-
-    trio.run(main, *sys.argv[1:])
+    _, ADDRESS, SPACE_NAME, CLUSTER_NAME = sys.argv
+    trio.run(main, ADDRESS, SPACE_NAME, CLUSTER_NAME)
