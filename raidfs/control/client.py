@@ -33,7 +33,8 @@ class Client:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._socket.settimeout(timeout_s)
-            self._socket.connect(socket_path)
+            with paths.socket_address(socket_path) as address:
+                self._socket.connect(address)
             self.hello: Hello = decode_hello(self._line())
         except BaseException:
             self._socket.close()
@@ -137,8 +138,6 @@ def _connect(socket_path: str) -> Client | None:
     # None when no living daemon has the socket. Root finds sockets of root only, as any user finds only their own.
     if not paths.is_trusted_directory(os.path.dirname(socket_path)):
         return None
-    if len(os.fsencode(socket_path)) > paths.SOCKET_PATH_BYTES_MAX:
-        return None  # no daemon could have made it
     try:
         return Client(socket_path)
     except FileNotFoundError:

@@ -8,20 +8,20 @@ was left behind.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
 import re
 import stat
+from collections.abc import Iterator
 
 from raidfs.errors import RuntimeDirectoryUnusable
 
 SYSTEM_DIRECTORY = "/run/raidfs"
 
-SOCKET_PATH_BYTES_MAX = 107  # sockaddr_un.sun_path without its last NUL, unix(7)
-
-# Since that is little, only the tail of a mount point goes into the name, with a digest of
-# all of it that keeps names apart.
+# Names are for people who list the directory: the tail of the mount point, and a digest of all of it that keeps names
+# apart.
 _TAIL_CHARACTERS = 32
 _DIGEST_CHARACTERS = 12
 
@@ -62,9 +62,6 @@ def ensure_runtime_directory() -> str:
     except OSError as error:
         raise RuntimeDirectoryUnusable(path=path, reason=error.strerror) from error
     problem = _problem(path)
-    longest = node_paths(path, "x" * _TAIL_CHARACTERS).socket
-    if problem is None and len(os.fsencode(longest)) > SOCKET_PATH_BYTES_MAX:
-        problem = "its name is too long for the address of a socket"
     if problem is not None:
         raise RuntimeDirectoryUnusable(path=path, reason=problem)
     return path
@@ -101,6 +98,19 @@ def paths_of_socket(socket_path: str) -> NodePaths:
     """Return the files that belong to a control socket found in a directory."""
     stem = socket_path.removesuffix(".sock")
     return NodePaths(socket=socket_path, lock=f"{stem}.lock", log=f"{stem}.log")
+
+
+@contextlib.contextmanager
+def socket_address(path: str) -> Iterator[str]:
+    """Give a name for the socket ``path`` that ``bind`` and ``connect`` take however long the path is.
+
+    An address holds 107 bytes (unix(7)); a name relative to an open directory needs fewer.
+    """
+    directory = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{os.path.basename(path)}"
+    finally:
+        os.close(directory)
 
 
 def canonical_mountpoint(path: str) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 import trio
 
+from raidfs.control.paths import socket_address
 from raidfs.control.protocol import REQUEST_BYTES_MAX, Hello, Request, decode_request, encode
 from raidfs.errors import BadDocument, RaidfsError, UnknownMethod
 
@@ -36,7 +37,8 @@ def listen(path: str) -> socket.socket:
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        listener.bind(path)
+        with socket_address(path) as address:
+            listener.bind(address)
         os.chmod(path, 0o600)
         listener.listen(CLIENTS_MAX)
     except OSError:

@@ -21,7 +21,7 @@ class _UtcFormatter(logging.Formatter):
 
 def set_up() -> None:
     """Send the records of this process to standard error; ``RAIDFS_LOG`` gives the level (default ``warning``)."""
-    level = os.environ.get(LEVEL_VARIABLE, "warning").lower()
+    level = (os.environ.get(LEVEL_VARIABLE) or "warning").lower()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         _UtcFormatter("%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
