@@ -1,0 +1,233 @@
+"""A running array on this node: its legs, its engine, its metadata and its own bitmap slot.
+
+Locks are not its business: whoever calls a method that changes metadata holds what the method asks for. The order of
+calls is load, then (not read-only) `Array.make_active`, then `Array.activate`; from there the engine serves.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+from raidfs._core import Engine, EventKind, LegState
+from raidfs.array.assemble import Assembly
+from raidfs.array.assemble import LegState as AssembledState
+from raidfs.array.metadata import Metadata, MetadataLeg
+from raidfs.array.port import EnginePort
+from raidfs.errors import BlockTooLarge
+from raidfs.format.bitmap import SUPER_BYTES as BITMAP_SUPER_BYTES
+from raidfs.format.bitmap import BitmapState, BitmapSuperblock
+from raidfs.format.superblock import MAX_SECTOR, ROLE_FAULTY, Superblock
+from raidfs.runtime import Runtime
+from raidfs.units import PAGE_BYTES, SECTOR_BYTES, round_down, round_up
+
+log = logging.getLogger(__name__)
+
+SWEEPS_OF_A_FLUSH = 3  # from the last write to a clear bit on disk, as md_bitmap_flush
+
+
+class LegImage(Protocol):
+    """An open image as the array needs it; `raidfs.array.images.OpenImage` is one."""
+
+    path: str
+    size_bytes: int
+    logical_block_bytes: int
+    direct: bool
+
+
+@dataclasses.dataclass
+class ArrayLeg:
+    """One leg: ``index`` in the engine, ``number`` in the superblock, ``role`` its position or None (spare).
+
+    A position without an image has number None and an empty path.
+    """
+
+    index: int
+    path: str
+    number: int | None
+    role: int | None
+    state: LegState
+    direct: bool = False
+
+    @property
+    def is_spare(self) -> bool:
+        """Whether it has an image and no position."""
+        return self.role is None
+
+
+class Array:
+    """One assembled array; ``images`` are those of the assembly's legs and spares, by path."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        assembly: Assembly,
+        images: Sequence[LegImage],
+        *,
+        wall_time: Callable[[], int],
+        read_only: bool,
+    ) -> None:
+        self.assembly = assembly
+        self.layout = assembly.layout
+        self.read_only = read_only
+        self.block_bytes = max(image.logical_block_bytes for image in images)
+        if self.block_bytes > PAGE_BYTES:
+            worst = max(images, key=lambda image: image.logical_block_bytes)
+            raise BlockTooLarge(path=worst.path, block_bytes=self.block_bytes)
+        self.legs = _legs(assembly, images)
+        self.port = EnginePort(runtime, Engine(len(self.legs)))
+        self.port.on_event = self._on_event
+        self.metadata = Metadata(
+            self.port,
+            [MetadataLeg(leg.index, leg.path) for leg in self.legs if leg.path],
+            assembly.superblock,
+            wall_time,
+        )
+        self.size_bytes = _served_bytes(assembly, images, self.block_bytes)
+        self.slot: int | None = None
+        self.failed: list[tuple[int, int]] = []  # (leg, errno) that the engine reported and nobody has answered
+        self.failures = runtime.wait_queue()
+
+    @property
+    def superblock(self) -> Superblock:
+        """The array's superblock as last read or written here."""
+        return self.metadata.superblock
+
+    @property
+    def is_degraded(self) -> bool:
+        """Whether fewer legs are in sync than the array has positions."""
+        return sum(leg.state == LegState.IN_SYNC for leg in self.legs) < self.superblock.raid_disks
+
+    # ---- starting ------------------------------------------------------------------------------------------------
+
+    async def read_slot(self, slot: int) -> bytes:
+        """Return a whole bitmap slot from the first leg in sync (md: read_sb_page)."""
+        leg = next(leg for leg in self.legs if leg.state == LegState.IN_SYNC)
+        return await self.port.leg_read(leg.index, self.layout.slot_offset_bytes(slot), self.layout.slot_bytes)
+
+    async def load(self, slot: int) -> None:
+        """Take a slot as the own one and load its bits (md: md_bitmap_load)."""
+        data = await self.read_slot(slot)
+        own = BitmapSuperblock.decode(data, path=self.legs[0].path, slot=slot)
+        bits = data[BITMAP_SUPER_BYTES:]
+        if own.is_stale:
+            bits = b"\xff" * len(bits)
+        own = dataclasses.replace(
+            own,
+            state=own.state & ~BitmapState.STALE,
+            sync_size_sectors=self.layout.size_sectors,
+            events=self.superblock.events,
+        )
+        self.slot = slot
+        engine = self.port.engine
+        engine.configure(
+            block_bytes=self.block_bytes,
+            size_bytes=self.size_bytes,
+            data_offsets=[self.layout.data_offset_bytes] * len(self.legs),
+            raid_disks=self.superblock.raid_disks,
+            slot_offset=self.layout.slot_offset_bytes(slot),
+            chunk_bytes=self.layout.chunk_bytes,
+            bitmap=own.encode() + bits,
+            events=self.superblock.events,
+            events_cleared=own.events_cleared,
+            in_sync_below=self._in_sync_below(own),
+            read_only=self.read_only,
+        )
+        engine.publish_legs([leg.state for leg in self.legs])
+
+    def import_slot(self, data: bytes) -> int:
+        """Add the bits of another node's slot, which is idle, to the own ones; returns how many it had.
+
+        The other slot keeps them (md: load_bitmaps calls md_bitmap_copy_from_slot without clearing).
+        """
+        other = BitmapSuperblock.decode(data, path=self.legs[0].path, slot=-1)
+        return self.port.engine.import_bits(data, in_sync_below=self._in_sync_below(other))
+
+    def _in_sync_below(self, bitmap: BitmapSuperblock) -> int:
+        # md_bitmap_init_from_disk: a set bit below resync_offset needs no resync, unless the array is degraded and the
+        # bits stand for what the missing leg lacks.
+        if self.is_degraded and bitmap.events_cleared != self.superblock.events:
+            return 0
+        offset_sectors = self.superblock.resync_offset_sectors
+        return self.layout.size_bytes if offset_sectors == MAX_SECTOR else offset_sectors * SECTOR_BYTES
+
+    async def make_active(self) -> None:
+        """Make ``resync_offset = 0`` durable, so that set bits count from now on (P2); needs the token."""
+        await self.metadata.update(lambda superblock: dataclasses.replace(superblock, resync_offset_sectors=0))
+
+    async def activate(self) -> None:
+        """Write the own slot, so that imported bits are durable; the array may be written afterwards."""
+        self.port.engine.set_events(self.superblock.events)
+        await self.port.sweep()
+
+    # ---- running -------------------------------------------------------------------------------------------------
+
+    def _on_event(self, kind: EventKind, leg: int, errno: int, offset: int) -> None:
+        path, reason = self.legs[leg].path, os.strerror(errno)
+        if kind == EventKind.LEG_FAILED:
+            log.error("%s: write or flush failed at byte %d: %s", path, offset, reason)
+            self.failed.append((leg, errno))
+            self.failures.wake_up()
+        elif kind == EventKind.LAST_LEG:
+            log.error("%s: write or flush failed at byte %d on the last leg: %s", path, offset, reason)
+        else:
+            log.warning("%s: read failed at byte %d, another leg is tried: %s", path, offset, reason)
+
+    async def record_failure(self, index: int) -> None:
+        """Make a leg's failure durable on the others and drop it; needs the token and no other node.
+
+        Raises MetadataLost when no leg took the record; the leg then still counts.
+        """
+        leg = self.legs[index]
+        assert leg.number is not None
+        self.metadata.drop(index)
+        number = leg.number
+        await self.metadata.update(lambda superblock: superblock.with_role(number, ROLE_FAULTY))
+        leg.state = LegState.FAULTY
+        self.port.engine.set_events(self.superblock.events)
+        self.port.engine.leg_failure(index, recorded=True)
+        log.error("%s: the leg is faulty and left out; the array is degraded", leg.path)
+
+    def refuse_failure(self, index: int) -> None:
+        """Keep a leg although it failed: what was written meanwhile fails with EIO, nothing was acknowledged."""
+        self.port.engine.leg_failure(index, recorded=False)
+
+    async def flush_bitmap(self) -> None:
+        """Bring everything to the disk and clear the bits that may be cleared (md: md_bitmap_flush)."""
+        await self.port.flush()
+        for _ in range(SWEEPS_OF_A_FLUSH):
+            await self.port.sweep()
+
+
+def _legs(assembly: Assembly, images: Iterable[LegImage]) -> list[ArrayLeg]:
+    """Return a leg for every position, missing ones included, then the spares."""
+    direct = {image.path: image.direct for image in images}
+    by_role = {leg.role: leg for leg in assembly.legs}
+    states = {
+        AssembledState.IN_SYNC: LegState.IN_SYNC,
+        AssembledState.RECOVERING: LegState.RECOVERING,
+        AssembledState.SPARE: LegState.MISSING,  # nothing is written to its data
+    }
+    legs = []
+    for role in range(assembly.superblock.raid_disks):
+        leg = by_role.get(role)
+        if leg is None:
+            legs.append(ArrayLeg(role, "", None, role, LegState.MISSING))
+        else:
+            legs.append(ArrayLeg(role, leg.path, leg.superblock.dev_number, role, states[leg.state], direct[leg.path]))
+    for spare in assembly.spares:
+        legs.append(
+            ArrayLeg(len(legs), spare.path, spare.superblock.dev_number, None, LegState.MISSING, direct[spare.path])
+        )
+    return legs
+
+
+def _served_bytes(assembly: Assembly, images: Iterable[LegImage], block_bytes: int) -> int:
+    """Return the size to serve: the array's, or whole blocks of it where a leg ends within the last one."""
+    size = assembly.layout.size_bytes
+    end = assembly.layout.data_offset_bytes + round_up(size, block_bytes)
+    fits = all(image.size_bytes >= end for image in images)
+    return size if fits else round_down(size, block_bytes)

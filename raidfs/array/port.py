@@ -1,0 +1,104 @@
+"""The engine as control and the portable data plane see it: requests that can be awaited.
+
+`EnginePort` pairs the replies of the engine with the tasks that wait for them. Somebody has to call `EnginePort.pump`
+when the engine has something: a backend's eventfd in production, the stepper in the simulator.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from raidfs._core import BYTES_MAX, Engine, EventKind
+from raidfs.runtime import Future, Runtime
+
+EventHandler = Callable[[EventKind, int, int, int], None]
+
+
+class EnginePort:
+    """Awaitable requests to one engine.
+
+    Errors of requests are OSError with the engine's errno. ``on_event(kind, leg, errno, offset)`` is called from
+    `pump` for each event; it must not wait.
+    """
+
+    def __init__(self, runtime: Runtime, engine: Engine) -> None:
+        self.engine = engine
+        self.on_event: EventHandler | None = None
+        self._runtime = runtime
+        self._waiting: dict[int, Future[Any]] = {}
+
+    def pump(self) -> None:
+        """Deliver the replies and events that have come."""
+        for tag, result, data in self.engine.replies():
+            future = self._waiting.pop(tag, None)
+            if future is not None:
+                future.set((result, data))
+        if self.on_event is not None:
+            for event in self.engine.events():
+                self.on_event(*event)
+
+    async def _reply(self, tag: int, what: str) -> tuple[int, bytes | None]:
+        # The request goes on to its end when the waiting task is cancelled; only its reply is dropped.
+        future = self._waiting[tag] = self._runtime.future()
+        try:
+            result, data = await future.wait(what=what)
+        finally:
+            self._waiting.pop(tag, None)
+        if result < 0:
+            raise OSError(-result, os.strerror(-result))
+        return result, data
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """Return the array's bytes at ``offset``; fewer than ``length`` only at its end."""
+        pieces = []
+        while length > 0:
+            tag = self.engine.submit_read(offset, min(length, BYTES_MAX))
+            result, data = await self._reply(tag, "a read of the array")
+            assert data is not None
+            pieces.append(data)
+            if result < min(length, BYTES_MAX):
+                break
+            offset += result
+            length -= result
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def write(self, offset: int, data: bytes, *, durable: bool = False) -> int:
+        """Write at ``offset`` and return the bytes taken, short only at the end of the array; ENOSPC behind it."""
+        done = 0
+        while done < len(data):
+            piece = data if len(data) <= BYTES_MAX else memoryview(data)[done : done + BYTES_MAX]
+            tag = self.engine.submit_write(offset + done, piece, durable=durable)
+            try:
+                result, _ = await self._reply(tag, "a write to the array")
+            except OSError:
+                if done:
+                    break
+                raise
+            done += result
+            if result < len(piece):
+                break
+        return done
+
+    async def flush(self) -> None:
+        """Return when everything that was written before is durable on all good legs."""
+        await self._reply(self.engine.submit_flush(), "a flush of all legs")
+
+    async def drain(self, start: int, end: int) -> None:
+        """Return when no request that has started by now overlaps [start, end) of the array."""
+        await self._reply(self.engine.submit_drain(start, end), "older requests in the range")
+
+    async def sweep(self) -> None:
+        """Do one round of the lazy clearing of bits and write the bitmap pages that are due."""
+        await self._reply(self.engine.submit_sweep(), "a sweep of the bitmap")
+
+    async def leg_read(self, leg: int, offset: int, length: int) -> bytes:
+        """Return exactly ``length`` bytes of one leg's image."""
+        _, data = await self._reply(self.engine.submit_leg_read(leg, offset, length), f"metadata of leg {leg}")
+        assert data is not None
+        return data
+
+    async def leg_write(self, leg: int, offset: int, data: bytes) -> None:
+        """Write to one leg's image; it is durable on return."""
+        await self._reply(self.engine.submit_leg_write(leg, offset, data), f"metadata of leg {leg} to be durable")

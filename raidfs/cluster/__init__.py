@@ -1,0 +1,1 @@
+"""The cluster protocol of a node: membership now; token, message and ack build on it."""

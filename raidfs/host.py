@@ -1,0 +1,112 @@
+"""What a node takes from the machine that it runs on: images, threads, the wall clock, a lock manager.
+
+`LinuxHost` is production's; the simulator has its own, so that the node's code is the same in both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+import trio
+
+from raidfs.array.head import Candidate, read_candidates
+from raidfs.array.images import OpenImage, open_image
+from raidfs.array.port import EnginePort
+from raidfs.backend import LegBackend, ThreadedLegs
+from raidfs.errors import ImageInUse, NeedsBuffered, OtherManager
+from raidfs.lock.api import LockManager
+from raidfs.lock.autostart import open_manager
+from raidfs.node_options import NodeOptions
+from raidfs.runtime import Runtime
+
+
+class Host(Protocol):
+    """The machine under a node."""
+
+    def wall_time(self) -> int:
+        """Return seconds since the epoch, for superblocks' update times."""
+
+    async def candidates(self, paths: Sequence[str]) -> Sequence[Candidate]:
+        """Read the metadata of images, writing nothing."""
+
+    async def open_images(self, paths: Sequence[str], options: NodeOptions) -> list[OpenImage]:
+        """Open images for a node; raises NeedsBuffered where direct I/O is needed and not to be had."""
+
+    async def claim_images(self, images: Sequence[OpenImage], *, alone: bool) -> None:
+        """Take the images' flocks; ``alone`` says that the lock manager knows no other node.
+
+        Raises OtherManager when somebody uses the images whom our lock manager does not know.
+        """
+
+    def backend(self, port: EnginePort) -> LegBackend:
+        """Return what carries the engine's leg operations out."""
+
+    def lock_manager(
+        self, runtime: Runtime, options: NodeOptions, array_uuid: str
+    ) -> AbstractAsyncContextManager[LockManager]:
+        """Reach the lock manager that the options name."""
+
+
+class LinuxHost:
+    """`Host` of production."""
+
+    def wall_time(self) -> int:
+        """See `Host.wall_time`."""
+        return int(time.time())
+
+    async def candidates(self, paths: Sequence[str]) -> Sequence[Candidate]:
+        """See `Host.candidates`."""
+        return await trio.to_thread.run_sync(read_candidates, paths)
+
+    async def open_images(self, paths: Sequence[str], options: NodeOptions) -> list[OpenImage]:
+        """See `Host.open_images`."""
+        return await trio.to_thread.run_sync(_open_images, paths, options)
+
+    async def claim_images(self, images: Sequence[OpenImage], *, alone: bool) -> None:
+        """See `Host.claim_images`."""
+        await trio.to_thread.run_sync(_claim_images, images, alone)
+
+    def backend(self, port: EnginePort) -> LegBackend:
+        """See `Host.backend`."""
+        return ThreadedLegs(port)
+
+    def lock_manager(
+        self, runtime: Runtime, options: NodeOptions, array_uuid: str
+    ) -> AbstractAsyncContextManager[LockManager]:
+        """See `Host.lock_manager`; the owners of the images are trusted to run it, since they own the data."""
+        owners = {os.stat(path).st_uid for path in options.images}
+        return open_manager(options.lock, array_uuid=array_uuid, runtime=runtime, trusted_uids=owners)
+
+
+def _is_one_host(lock: str) -> bool:
+    return lock == "auto" or lock.startswith(("unix:", "abstract:"))
+
+
+def _open_images(paths: Sequence[str], options: NodeOptions) -> list[OpenImage]:
+    images: list[OpenImage] = []
+    with contextlib.ExitStack() as opened:
+        for path in paths:
+            image = open_image(path, writable=not options.read_only, direct=not options.buffered, exclusive=False)
+            opened.callback(image.close)
+            if not (image.direct or options.buffered or _is_one_host(options.lock)):
+                raise NeedsBuffered(path=path, lock=options.lock)
+            images.append(image)
+        opened.pop_all()
+    return images
+
+
+def _claim_images(images: Sequence[OpenImage], alone: bool) -> None:
+    # The first node of a lock manager proves with LOCK_EX that nobody else is there, and goes on with LOCK_SH; the
+    # change from one to the other is not atomic, but whoever slips in between makes it fail. Later nodes take LOCK_SH.
+    for image in images:
+        try:
+            if alone:
+                image.lock(exclusive=True)
+            image.lock(exclusive=False)
+        except ImageInUse:
+            raise OtherManager(path=image.path) from None

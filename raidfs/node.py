@@ -1,0 +1,265 @@
+"""One node: the place where the array, the lock manager and the cluster meet.
+
+Joining, all of it under ``token`` EX so that nobody else joins or changes metadata meanwhile:
+
+1. read the images and see which array they make up;
+2. join the lock space named by the array's UUID; take the token; claim a slot (``alive``, ``bitmap``);
+3. prove with flock that no other lock manager's nodes use the images; read the metadata again, which may have changed
+   before we had the token, and choose the legs;
+4. load the own slot's bits, and add those of every slot whose node does not run;
+5. unless read-only: make ``resync_offset = 0`` durable, then the own slot; from now on the engine may write;
+6. give the token back.
+
+Leaving: drain, bitmap flushed, locks released. Losing the lock manager is losing the membership: the engine is fenced
+at once, every request gets EIO, and the node serves nothing but that until it is unmounted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+from collections.abc import AsyncIterator
+
+from raidfs._core import LegState
+from raidfs.array.array import Array
+from raidfs.array.assemble import Assembly, assemble
+from raidfs.array.images import OpenImage
+from raidfs.backend import LegBackend
+from raidfs.cluster.membership import Membership
+from raidfs.control.schema import NodeStatus
+from raidfs.errors import LockError, LockspaceLost, RaidfsError
+from raidfs.host import Host, LinuxHost
+from raidfs.lock.api import Lockspace
+from raidfs.node_options import NodeOptions
+from raidfs.node_status import node_status
+from raidfs.runtime import Runtime
+
+log = logging.getLogger(__name__)
+
+MEMBERS_REFRESH_S = 1.0  # how old the list of members in a status may be
+
+
+class Volume:
+    """The array's bytes, for the mount (`raidfs.mount.volume.BlockVolume`)."""
+
+    def __init__(self, array: Array) -> None:
+        self._array = array
+        self.name = array.assembly.array_name
+        self.size_bytes = array.size_bytes
+        self.block_size_bytes = array.block_bytes
+        self.read = array.port.read
+        self.flush = array.port.flush
+
+    async def write(self, offset: int, data: bytes, *, durable: bool) -> int:
+        """Write and return the bytes taken; see `EnginePort.write`."""
+        return await self._array.port.write(offset, data, durable=durable)
+
+
+class Node:
+    """A node that has joined; made by `open_node`."""
+
+    def __init__(self, runtime: Runtime, options: NodeOptions, array: Array, membership: Membership) -> None:
+        self.options = options
+        self.array = array
+        self.membership = membership
+        self.volume = Volume(array)
+        self.uuid = array.superblock.set_uuid_text
+        self.lost: str | None = None
+        self.members: dict[int, str] = {}
+        self.suspended = (0, 0)
+        self.runtime = runtime
+        self._leaving = False
+
+    def status(self) -> NodeStatus:
+        """Return everything that ``raidfs status`` tells, of this moment, without waiting."""
+        return node_status(self)
+
+    async def refresh(self) -> None:
+        """Ask the lock manager who is a member, for the next `status`."""
+        if self.lost is None:
+            self.members = await self.membership.members()
+
+    async def suspend_range(self, lo_bytes: int, hi_bytes: int) -> None:
+        """Park new writes into [lo, hi) until the range is lifted by 0, 0 (md's suspend_lo, suspend_hi).
+
+        Returns when no older request into the range is in flight.
+        """
+        self.suspended = (lo_bytes, hi_bytes)
+        self.array.port.engine.suspend(lo_bytes, hi_bytes)
+        await self.array.port.drain(lo_bytes, hi_bytes)
+
+    # ---- tasks of a running node -----------------------------------------------------------------------------------
+
+    async def sweep_bitmap(self) -> None:
+        """Let idle chunks age, every ``daemon_sleep`` seconds of the bitmap superblock."""
+        while True:
+            await self.runtime.sleep(self.array.assembly.bitmap.daemon_sleep_s, what="the next sweep of the bitmap")
+            try:
+                await self.array.port.sweep()
+            except OSError as e:
+                log.warning("the bitmap was not written: %s", e.strerror)
+
+    async def watch_membership(self) -> None:
+        """Fence the engine as soon as the lock space is lost (P6)."""
+        reason = await self.membership.lockspace.wait_lost()
+        if self._leaving:
+            return
+        self.lost = reason
+        self.array.port.engine.fence(errno.EIO)
+        log.error("lost the membership: %s; every request fails now, unmount and mount again", reason)
+
+    async def watch_members(self) -> None:
+        """Keep the list of members for `status`."""
+        while self.lost is None:
+            with contextlib.suppress(LockError):
+                await self.refresh()
+            await self.runtime.sleep(MEMBERS_REFRESH_S, what="the next look at the members")
+
+    async def answer_failures(self) -> None:
+        """Record legs that failed, or refuse to: see `Node.answer_failure`."""
+        array = self.array
+        while True:
+            await array.failures.wait_event(lambda: bool(array.failed), what="a leg to fail")
+            index, _ = array.failed.pop(0)
+            try:
+                await self.answer_failure(index)
+            except (RaidfsError, OSError) as e:
+                log.error("%s: its failure could not be recorded: %s", array.legs[index].path, e)
+                array.refuse_failure(index)
+
+    async def answer_failure(self, index: int) -> None:
+        """Record a leg's failure while this node is alone; refuse while others would not hear of it.
+
+        A node that knew nothing of the failure would go on reading the leg. Until nodes can tell each other, writes
+        that meet the error fail: nothing is acknowledged that is not on every leg (P1).
+        """
+        async with self.membership.token():
+            if await self.membership.alone():
+                await self.array.record_failure(index)
+                return
+        log.error("%s: kept, because other nodes use it too; writes that fail on it return EIO", self._path(index))
+        self.array.refuse_failure(index)
+
+    def _path(self, index: int) -> str:
+        return self.array.legs[index].path
+
+    # ---- leaving ---------------------------------------------------------------------------------------------------
+
+    async def leave(self) -> None:
+        """Bring the bitmap to the disk and release everything; what was lost stays lost without an error."""
+        array = self.array
+        if self.lost is None:
+            try:
+                await array.port.drain(0, array.size_bytes)
+                if not array.read_only:
+                    await array.flush_bitmap()
+            except OSError as e:
+                log.error("the bitmap was not flushed, its bits stay set: %s", e.strerror)
+        self._leaving = True
+        with contextlib.suppress(LockspaceLost):
+            await self.membership.lockspace.close()
+
+
+@contextlib.asynccontextmanager
+async def open_node(runtime: Runtime, options: NodeOptions, host: Host | None = None) -> AsyncIterator[Node]:
+    """Join the array of ``options`` for the length of the block; leaving it is the clean stop.
+
+    Raises the RaidfsError that says why the array cannot be joined (inside an exception group, as all errors of
+    nurseries); nothing was written then, except that a slot's bitmap may have been.
+    """
+    host = host or LinuxHost()
+    first = assemble(await host.candidates(options.images), run=options.run, cluster_name=options.cluster_name)
+    uuid = _dashed(first.set_uuid)
+    async with host.lock_manager(runtime, options, uuid) as manager:
+        lockspace = await manager.open_lockspace(uuid, cluster_name=first.cluster_name, client=options.client_name)
+        try:
+            async with _joined(runtime, options, host, lockspace, first) as node:
+                yield node
+        finally:
+            with runtime.cancel_scope(shield=True), contextlib.suppress(LockspaceLost):
+                await lockspace.close()
+
+
+@contextlib.asynccontextmanager
+async def _joined(
+    runtime: Runtime, options: NodeOptions, host: Host, lockspace: Lockspace, first: Assembly
+) -> AsyncIterator[Node]:
+    membership = Membership(lockspace, first.nodes)
+    with contextlib.ExitStack() as cleanup:
+        async with runtime.open_nursery() as nursery:
+            async with membership.token():
+                await membership.claim_slot(options.slot)
+                assembly, images = await _claimed(options, host, membership, cleanup)
+                array = Array(runtime, assembly, images, wall_time=host.wall_time, read_only=options.read_only)
+                backend = _attached(host, array, images, cleanup)
+                nursery.start_soon(backend.run, name="leg backend")
+                await _load(array, membership)
+            node = Node(runtime, options, array, membership)
+            await node.refresh()
+            nursery.start_soon(node.watch_membership, name="membership")
+            nursery.start_soon(node.watch_members, name="members")
+            nursery.start_soon(node.answer_failures, name="leg failures")
+            if not options.read_only:
+                nursery.start_soon(node.sweep_bitmap, name="bitmap sweep")
+            _log_joined(node)
+            try:
+                yield node
+            finally:
+                with runtime.cancel_scope(shield=True):
+                    await node.leave()
+                nursery.cancel_scope.cancel()
+
+
+async def _claimed(
+    options: NodeOptions, host: Host, membership: Membership, cleanup: contextlib.ExitStack
+) -> tuple[Assembly, list[OpenImage]]:
+    """Read the metadata again under the token, open the legs and take their flocks."""
+    assembly = assemble(await host.candidates(options.images), run=options.run, cluster_name=options.cluster_name)
+    paths = [leg.path for leg in (*assembly.legs, *assembly.spares)]
+    images = await host.open_images(paths, options)
+    for image in images:
+        cleanup.callback(image.close)
+    await host.claim_images(images, alone=await membership.alone())
+    return assembly, images
+
+
+def _attached(host: Host, array: Array, images: list[OpenImage], cleanup: contextlib.ExitStack) -> LegBackend:
+    backend = host.backend(array.port)
+    cleanup.callback(backend.close)
+    fds = {image.path: image.fd for image in images}
+    for leg in array.legs:
+        if leg.path:
+            backend.attach(leg.index, fds[leg.path])
+    return backend
+
+
+async def _load(array: Array, membership: Membership) -> None:
+    assert membership.slot is not None
+    await array.load(membership.slot)
+    for slot in range(membership.nodes):
+        if slot == membership.slot:
+            continue
+        async with membership.idle_slot(slot) as idle:
+            if idle:
+                found = array.import_slot(await array.read_slot(slot))
+                if found:
+                    log.info("slot %d, whose node does not run, has %d dirty chunks: taken over", slot, found)
+    if not array.read_only:
+        await array.make_active()
+        await array.activate()
+
+
+def _log_joined(node: Node) -> None:
+    array = node.array
+    in_sync = sum(leg.state == LegState.IN_SYNC for leg in array.legs)
+    log.info(
+        "joined array %s (%s) in slot %d with %d of %d legs",
+        node.volume.name, node.uuid, node.membership.slot, in_sync, array.superblock.raid_disks,
+    )  # fmt: skip
+
+
+def _dashed(uuid: bytes) -> str:
+    """Return an array's UUID as lock spaces and sockets are named: lower case, 8-4-4-4-12."""
+    text = uuid.hex()
+    return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
