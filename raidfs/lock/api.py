@@ -3,10 +3,10 @@
 A *lock space* is a name space of *resources*; a client creates a *lock* on a resource once, in mode NL, and then
 only *converts* it. Six modes (NL CR CW PR PW EX) with VMS compatibility. A conversion that fits what all others
 *hold* is granted at once, past those that wait (so a conversion down always is); otherwise it queues, first come, first
-served and before new requests. Each resource carries a lock value
-block (LVB) of 32 bytes, which a conversion reads or writes according to the modes it goes between (a table in
-`raidfs.lock.modes`; the rules of the queues are told in `raidfs.lock.resource`). A client that dies loses all of its locks; if one of them could have been changing an LVB (PW or EX) the value is marked not
-valid until somebody writes it again.
+served and before new requests. Each resource carries a lock value block (LVB) of 32 bytes, which a conversion reads or
+writes according to the modes it goes between (a table in `raidfs.lock.modes`; the rules of the queues are told in
+`raidfs.lock.resource`). A client that dies loses all of its locks; if one of them could have been changing an LVB (PW
+or EX) the value is marked not valid until somebody writes it again.
 
 Everything above this package sees only these classes; the embedded server, the Linux DLM and the
 simulator implement them and pass one contract suite (``tests/lock/test_contract.py``).

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from raidfs import errors
-from raidfs.errors import LockProtocolError, RaidfsError
+from raidfs.errors import LockProtocolError, RaidfsError, RemoteError
 from raidfs.lock import machine
 from raidfs.lock.api import LVB_BYTES, LockView, Mode, ResourceView
 
@@ -190,8 +190,14 @@ def _read_lvb(value: Any) -> bytes:
     return bytes.fromhex(value)
 
 
+# An error whose class has other facts in this version keeps at least its words.
 def _read_error(value: Any) -> RaidfsError:
-    return errors.from_json(value)
+    error = errors.from_json(value)
+    try:
+        str(error)
+    except (LookupError, ValueError, TypeError, AttributeError):
+        return RemoteError(message=_read_text(value["message"]))
+    return error
 
 
 def _read_resources(value: Any) -> tuple[ResourceView, ...]:
