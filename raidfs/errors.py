@@ -204,6 +204,11 @@ class NoBitmapSuperblock(ImageError):
         "leave this image out (`raidfs mount --run`) and add it again"
     )
 
+    @property
+    def is_blank(self) -> bool:
+        """Whether there are only zeros: the slot was never written."""
+        return str(self.magic) == "00000000"
+
 
 class NotClusteredBitmap(ImageError):
     """A bitmap of one host, or of a version from the future."""

@@ -21,6 +21,7 @@ from raidfs.errors import (
     LegMissing,
     LegsDiverged,
     LegTruncated,
+    NoBitmapSuperblock,
     NoImagesGiven,
     NotRaid1,
     NoUsableLeg,
@@ -70,7 +71,7 @@ class AssembledLeg:
 
 @dataclasses.dataclass(frozen=True)
 class LeftOutLeg:
-    """One image that is not used, with the position that it had (None when it has none in the freshest superblock)."""
+    """One image that is not used, with the position that its own superblock gives it (None for none)."""
 
     path: str
     reason: LeftOutReason
@@ -82,8 +83,11 @@ class LeftOutLeg:
 class Assembly:
     """An array that can be started.
 
-    ``superblock`` is the freshest one and ``bitmap`` slot 0's of the first leg in sync, from which the bitmaps are to
-    be read. ``legs`` holds those in sync and recovering, by role; ``missing_roles`` the positions without one.
+    ``superblock`` is the freshest one. ``bitmap_path`` is the leg from which all bitmaps are to be read: the first one
+    in sync that has them all; ``bitmap`` is slot 0's superblock there. ``incomplete_bitmap_paths`` are legs in sync
+    that lack slots, because Linux and ``mdadm --add`` do not write the slots of other nodes to a leg that is added:
+    all slots must be copied to them before anything relies on their bitmaps. ``legs`` holds those in sync and
+    recovering, by role; ``missing_roles`` the positions without one.
     ``slots_of_other_size`` are the slots whose ``sync_size`` is not the array's size: nodes died in the middle of a
     resize. Their bits stand for the same chunks all the same (Linux overwrites the field as it reads it).
     """
@@ -91,6 +95,8 @@ class Assembly:
     layout: ArrayLayout
     superblock: Superblock
     bitmap: BitmapSuperblock
+    bitmap_path: str
+    incomplete_bitmap_paths: tuple[str, ...]
     legs: tuple[AssembledLeg, ...]
     spares: tuple[AssembledLeg, ...]
     left_out: tuple[LeftOutLeg, ...]
@@ -153,7 +159,8 @@ def assemble(candidates: Sequence[Candidate], *, run: bool = False, cluster_name
         raise NoUsableLeg(uuid=freshest.superblock.set_uuid_text, reasons=_reasons(used, left_out))
     used_paths = {leg.path for leg in used}
     _check_layouts([member for member in members if member.path in used_paths], freshest)
-    layout, bitmap = _check_bitmaps(members, in_sync)
+    complete, incomplete = _bitmap_legs(members, in_sync)
+    layout, bitmap = _check_bitmaps(members, complete + incomplete)
     if cluster_name is not None and cluster_name != bitmap.cluster_name_text:
         raise OtherCluster(path=in_sync[0].path, found=bitmap.cluster_name_text, wanted=cluster_name)
     legs = tuple(sorted((leg for leg in used if leg.state is not LegState.SPARE), key=lambda leg: leg.role))
@@ -165,6 +172,8 @@ def assemble(candidates: Sequence[Candidate], *, run: bool = False, cluster_name
         layout=layout,
         superblock=freshest.superblock,
         bitmap=bitmap,
+        bitmap_path=complete[0].path,
+        incomplete_bitmap_paths=tuple(leg.path for leg in incomplete),
         legs=legs,
         spares=tuple(leg for leg in used if leg.state is LegState.SPARE),
         left_out=tuple(left_out),
@@ -228,7 +237,7 @@ def _roles(members: Sequence[_Member], freshest: _Member) -> tuple[list[Assemble
     for member in members:
         reason = _left_out_reason(member.superblock, freshest.superblock)
         if reason is not None:
-            role = _position(freshest.superblock, member.superblock.dev_number)
+            role = member.superblock.role if member.superblock.role < member.superblock.raid_disks else None
             left_out.append(LeftOutLeg(member.path, reason, member.superblock.events, role))
             continue
         other = by_number.setdefault(member.superblock.dev_number, member)
@@ -264,11 +273,6 @@ def _leg(member: _Member, freshest: Superblock) -> AssembledLeg:
     else:
         state, offset_sectors = LegState.IN_SYNC, freshest.size_sectors
     return AssembledLeg(member.path, own, role, state, offset_sectors)
-
-
-def _position(superblock: Superblock, dev_number: int) -> int | None:
-    role = superblock.role_of(dev_number)
-    return role if role < superblock.raid_disks else None
 
 
 # What all legs write alike; where two of the same event count differ they were not written by one array.
@@ -334,16 +338,39 @@ def _check_layouts(members: Sequence[_Member], freshest: _Member) -> None:
 _SLOT_FIELDS = ("chunk_bytes", "nodes", "cluster_name")
 
 
-def _check_bitmaps(members: Sequence[_Member], in_sync: Sequence[AssembledLeg]) -> tuple[ArrayLayout, BitmapSuperblock]:
-    """Return layout and bitmap superblock, after looking at all slots of all legs in sync.
+def _bitmap_legs(
+    members: Sequence[_Member], in_sync: Sequence[AssembledLeg]
+) -> tuple[list[AssembledLeg], list[AssembledLeg]]:
+    """Return the legs in sync that have all slots and those that lack some; one of the former there must be.
 
-    A leg that is still recovering is left alone: its bitmaps are written when it is.
+    A slot that was never written is all that may be wrong with a slot; anything else raises the slot's error.
+    """
+    incomplete: list[AssembledLeg] = []
+    first_error: RaidfsError | None = None
+    for leg, _, bitmap in _slots(members, in_sync):
+        if isinstance(bitmap, RaidfsError):
+            if not (isinstance(bitmap, NoBitmapSuperblock) and bitmap.is_blank):
+                raise bitmap
+            first_error = first_error or bitmap
+            if leg not in incomplete:
+                incomplete.append(leg)
+    complete = [leg for leg in in_sync if leg not in incomplete]
+    if not complete:
+        assert first_error is not None
+        raise first_error
+    return complete, incomplete
+
+
+def _check_bitmaps(members: Sequence[_Member], legs: Sequence[AssembledLeg]) -> tuple[ArrayLayout, BitmapSuperblock]:
+    """Return the layout and slot 0's superblock of the first leg, after comparing the slots of all legs with it.
+
+    A leg that is still recovering is not among them: its bitmaps are written when it is in sync.
     """
     reference: BitmapSuperblock | None = None
     layout: ArrayLayout | None = None
-    for leg, slot, bitmap in _slots(members, in_sync):
+    for leg, slot, bitmap in _slots(members, legs):
         if isinstance(bitmap, RaidfsError):
-            raise bitmap
+            continue  # blank
         if bitmap.uuid != leg.superblock.set_uuid:
             raise BitmapOfOtherArray(
                 path=leg.path, slot=slot, found=bitmap.uuid_text, uuid=leg.superblock.set_uuid_text
@@ -351,7 +378,7 @@ def _check_bitmaps(members: Sequence[_Member], in_sync: Sequence[AssembledLeg]) 
         if reference is None or layout is None:
             reference, layout = bitmap, checked_layout(leg.superblock, bitmap, path=leg.path)
         _check_slot(leg.path, slot, bitmap, reference, layout)
-    assert reference is not None, "a leg in sync has a slot 0 or the error that says why not"
+    assert reference is not None, "the first leg has all slots"
     assert layout is not None
     return layout, reference
 
@@ -399,6 +426,6 @@ def _shown(value: object) -> object:
 
 def _raise_missing(superblock: Superblock, missing: Sequence[int], left_out: Sequence[LeftOutLeg]) -> None:
     for leg in left_out:
-        if leg.role in missing or leg.role is None:
+        if leg.role in missing:
             raise LegLeftOut(path=leg.path, reason=leg.reason.value)
     raise LegMissing(uuid=superblock.set_uuid_text, role=missing[0])

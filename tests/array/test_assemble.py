@@ -82,6 +82,34 @@ def test_arrays_that_linux_ran_are_assembled(tmp_path: Path, number: str) -> Non
     assert assembly.slots_of_other_size == ()
 
 
+def golden(tmp_path: Path, number: str) -> list[Candidate]:
+    return list(read_candidates([image.write_to(tmp_path) for image in golden_images(number)]))
+
+
+def test_an_array_that_mdadm_made_with_a_spare_is_assembled_with_it(tmp_path: Path) -> None:
+    assembly = assemble(golden(tmp_path, "004"))
+    assert [leg.state for leg in assembly.legs] == [LegState.IN_SYNC] * 2
+    assert [leg.state for leg in assembly.spares] == [LegState.SPARE]
+    assert (assembly.nodes, assembly.layout.chunk_bytes, assembly.array_name) == (3, 16384, "gold")
+
+
+def test_the_leg_that_linux_failed_is_left_out_though_it_believes_in_itself(tmp_path: Path) -> None:
+    images = golden(tmp_path, "006")
+    with pytest.raises(LegLeftOut, match="member1 cannot be used as a leg: it is faulty"):
+        assemble(images)
+    assembly = assemble(images, run=True)
+    assert [leg.role for leg in assembly.legs] == [0]
+    assert [(leg.reason, leg.role) for leg in assembly.left_out] == [(LeftOutReason.FAULTY, 1)]
+
+
+def test_a_recovery_that_linux_broke_off_goes_on_where_it_was(tmp_path: Path) -> None:
+    assembly = assemble(golden(tmp_path, "007"))
+    assert [(leg.role, leg.state) for leg in assembly.legs] == [(0, LegState.IN_SYNC), (1, LegState.RECOVERING)]
+    assert assembly.legs[1].recovery_offset_sectors == 61184
+    assert [(leg.reason, leg.events) for leg in assembly.left_out] == [(LeftOutReason.STALE, 1)]
+    assert assembly.is_degraded
+
+
 def test_a_new_array_is_whole_and_its_legs_are_in_order_of_their_roles(legs: list[Candidate]) -> None:
     assembly = assemble(legs[::-1])
     assert states(assembly) == [("leg0", 0, LegState.IN_SYNC), ("leg1", 1, LegState.IN_SYNC)]
@@ -178,7 +206,8 @@ def test_of_two_equal_superblocks_one_in_sync_is_the_freshest(legs: list[Candida
 
 Change = Callable[[list[Candidate]], list[Candidate]]
 DAMAGED = SuperblockChecksum(path="leg1", stored="0", computed="1")
-BAD_SLOT = NoBitmapSuperblock(path="leg1", slot=2, magic="0")
+BAD_SLOT = NoBitmapSuperblock(path="leg1", slot=2, magic="deadbeef")
+BLANK_SLOT = NoBitmapSuperblock(path="leg1", slot=2, magic="00000000")
 
 REFUSED: dict[str, tuple[Change, type[RaidfsError], str]] = {
     "no image at all": (lambda legs: [], NoImagesGiven, "no image was given"),
@@ -276,6 +305,24 @@ def test_the_array_of_another_cluster_is_refused(legs: list[Candidate]) -> None:
 def test_a_resize_that_was_cut_off_is_told_and_does_not_stand_in_the_way(legs: list[Candidate]) -> None:
     assembly = assemble([legs[0], with_slot(legs[1], 2, {"sync_size_sectors": 4096})])
     assert assembly.slots_of_other_size == (2,)
+
+
+def test_a_leg_that_lacks_slots_is_told_and_the_bitmaps_are_read_from_the_other(legs: list[Candidate]) -> None:
+    blank = with_slot(legs[0], 2, BLANK_SLOT)
+    assembly = assemble([blank, legs[1]])
+    assert assembly.bitmap_path == legs[1].path
+    assert assembly.incomplete_bitmap_paths == (legs[0].path,)
+    nothing = dataclasses.replace(legs[0], slots=(BLANK_SLOT,))
+    assert assemble([nothing, legs[1]]).incomplete_bitmap_paths == (legs[0].path,)
+    whole = assemble(legs)
+    assert (whole.bitmap_path, whole.incomplete_bitmap_paths) == (legs[0].path, ())
+
+
+def test_a_slot_that_no_leg_has_is_refused(legs: list[Candidate]) -> None:
+    with pytest.raises(NoBitmapSuperblock, match="slot 2"):
+        assemble([with_slot(legs[0], 2, BLANK_SLOT)], run=True)
+    with pytest.raises(NoBitmapSuperblock, match="slot 2"):
+        assemble([with_slot(leg, 2, BLANK_SLOT) for leg in legs])
 
 
 def test_the_bitmaps_of_a_leg_that_recovers_are_not_looked_at(legs: list[Candidate]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from support.arrays import NOW_S, SET_UUID, device_uuid, make_array
+from support.golden import golden_images
 
 from raidfs.array import create
 from raidfs.array.create import ArrayRequest, create_array, describe, set_name
@@ -338,3 +339,35 @@ def test_the_document_names_the_array_and_each_image(tmp_path: Path) -> None:
         "device_uuid": "d2d2d2d2:d2d2d2d2:d2d2d2d2:d2d2d2d2",
         "created": True,
     }
+
+
+@pytest.mark.parametrize(
+    ("number", "legs", "request_"),
+    [
+        ("004", 2, {"nodes": 3, "chunk_bytes": 16 * KIB, "name": "gold"}),
+        (
+            "005",
+            3,
+            {"nodes": 16, "chunk_bytes": 64 * KIB, "name": "three", "assume_clean": True, "size_bytes": 100000 * KIB},
+        ),
+    ],
+)
+def test_the_bytes_are_those_that_mdadm_wrote(tmp_path: Path, number: str, legs: int, request_: dict[str, Any]) -> None:
+    golden = golden_images(number)
+    theirs = [Superblock.decode(image.head[4096:8192]) for image in golden]
+    paths = [str(blank(tmp_path / f"member{n}", image.length_bytes)) for n, image in enumerate(golden)]
+    create_array(
+        ArrayRequest(
+            images=tuple(paths[:legs]),
+            spares=tuple(paths[legs:]),
+            homehost="maker",
+            cluster_name="vmlab",
+            **request_,
+        ),
+        set_uuid=theirs[0].set_uuid,
+        device_uuids=[superblock.device_uuid for superblock in theirs],
+        now_s=theirs[0].ctime,
+    )
+    for path, image in zip(paths, golden, strict=True):
+        with open(path, "rb") as file:
+            assert file.read(len(image.head)) == image.head

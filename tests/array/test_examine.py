@@ -45,7 +45,7 @@ def test_the_states_of_what_linux_ran_are_told(tmp_path: Path) -> None:
     for image in golden_images():
         examination = examine_image(image.write_to(tmp_path))
         assert examination.checksum_is_right
-        assert examination.problem is None
+        assert examination.problem is None, image.name
         seen[image.name] = (examination.to_json()["state"], [slot.dirty for slot in examination.slots])
     assert seen["001-kernel-stopped-clean/member1"] == ("active", [0, 0, 0, 0])
     assert seen["002-kernel-active-two-nodes/member0"] == ("active", [0, 1, 0, 0])

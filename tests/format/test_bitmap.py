@@ -33,12 +33,15 @@ BASE = BitmapSuperblock(
 
 
 def slots(image: GoldenImage) -> list[bytes]:
-    return [image.head[start : start + 4096] for start in range(8192, 8192 + 4 * 4096, 4096)]
+    nodes = int.from_bytes(image.head[8192 + 68 : 8192 + 72], "little")
+    return [image.head[start : start + 4096] for start in range(8192, 8192 + nodes * 4096, 4096)]
 
 
 @pytest.mark.parametrize("image", golden_images(), ids=lambda image: image.name)
 def test_what_linux_wrote_is_read_and_written_back_byte_for_byte(image: GoldenImage) -> None:
-    for data in slots(image):
+    written = [data for data in slots(image) if any(data)]
+    assert len(written) == len(slots(image)) or image.name == "007-kernel-recovering/member1"
+    for data in written:
         assert BitmapSuperblock.decode(data).encode() == data[:SUPER_BYTES]
 
 
