@@ -98,8 +98,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         _be_the_node(options, pipe)
     except RaidfsError as error:
-        pipe.failed(error)
-        raise
+        if not pipe.failed(error):
+            raise  # into the log: the command that started the node has returned long ago
+        return error.exit_code
     return 0
 
 

@@ -101,11 +101,11 @@ class _Daemon:
             raise MountpointServed(path=self._mountpoint)
         with contextlib.closing(owned):
             mountpoint.check(self._mountpoint)
-            async with trio.open_nursery() as nursery:
-                with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+                async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._obey, signals, nursery.cancel_scope)
                     await self._live(nursery, node_paths, owned)
-                nursery.cancel_scope.cancel()
+                    nursery.cancel_scope.cancel()
             if self._phase is _Phase.STARTING:
                 raise MountInterrupted(path=self._mountpoint)
 

@@ -88,13 +88,17 @@ class StatusPipe:
         """Say that the block file can be used."""
         self._say({"ready": True})
 
-    def failed(self, error: errors.RaidfsError) -> None:
-        """Say why there will be no block file; without effect after `ready`."""
-        self._say({"failure": error.to_json()})
+    def failed(self, error: errors.RaidfsError) -> bool:
+        """Say why there will be no block file; return False, and do nothing, when that is no longer waited for."""
+        return self._say({"failure": error.to_json()})
 
-    def _say(self, document: dict[str, Any]) -> None:
+    def _say(self, document: dict[str, Any]) -> bool:
         if self._fd < 0:
-            return
+            return False
         fd, self._fd = self._fd, -1
-        with open(fd, "wb") as pipe:
-            pipe.write(json.dumps(document).encode() + b"\n")
+        try:
+            with open(fd, "wb") as pipe:
+                pipe.write(json.dumps(document).encode() + b"\n")
+        except BrokenPipeError:
+            return False
+        return True

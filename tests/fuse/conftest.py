@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 import os
 import pathlib
 import shutil
@@ -52,8 +51,6 @@ def memory() -> Iterator[Memory]:
 
 @pytest.fixture
 def array(short_path: pathlib.Path) -> Iterator[Array]:
-    if importlib.util.find_spec("raidfs.node") is None:
-        pytest.skip("raidfs.node is not built yet")
     backend = Array(short_path)
     yield backend
     backend.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import os
 import pathlib
@@ -137,7 +136,10 @@ class TestTwoNodes:
         shown = json.loads(said.stdout)["nodes"]
         assert sorted(one["node"]["mountpoint"] for one in shown) == [str(node.directory) for node in nodes]
         assert sorted(one["node"]["slot"] for one in shown) == [0, 1]
-        assert len(shown[0]["members"]) == 2
+
+    def test_each_knows_of_the_other(self, nodes: list[Node]) -> None:
+        for node in nodes:
+            eventually(lambda node=node: len(node.status().members) == 2, "both are members")  # type: ignore[misc]
 
     def test_status_shows_one_when_asked_for_one(self, nodes: list[Node]) -> None:
         said = raidfs("status", nodes[1].directory)
@@ -166,13 +168,6 @@ class TestErrorsOfTheStart:
         assert said.stderr.startswith("raidfs: ")
         assert said.stderr.count("\n") == 1
         return said.stderr
-
-    @pytest.fixture(autouse=True)
-    def _silence_is_not_asked_of_these(self, short_path: pathlib.Path) -> object:
-        # A node that fails to start says why to its log as well.
-        yield
-        for log in (short_path / "run/raidfs").glob("*.log"):
-            log.write_text("")
 
     def test_a_missing_image(self, array: Array, directories: list[pathlib.Path]) -> None:
         missing = array.images[0].with_name("missing.img")
@@ -280,7 +275,6 @@ class TestOrdinaryUser:
         eventually(lambda: not is_mounted(mnt), "the mount point is cleaned up")
 
     def test_create_mount_and_umount(self, nobody: Nobody) -> None:
-        _skip_without_node()
         mnt, images = nobody.work / "mnt", [nobody.work / "a.img", nobody.work / "b.img"]
         for words in (["create", "--size", "32M", "--assume-clean", *images], ["mount", *images, mnt]):
             said = nobody.raidfs(*words)
@@ -289,8 +283,3 @@ class TestOrdinaryUser:
         said = nobody.raidfs("umount", mnt)
         assert (said.returncode, said.stderr) == (0, "")
         assert not is_mounted(mnt)
-
-
-def _skip_without_node() -> None:
-    if importlib.util.find_spec("raidfs.node") is None:
-        pytest.skip("raidfs.node is not built yet")

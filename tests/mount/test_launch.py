@@ -44,17 +44,22 @@ class TestStatusPipe:
         reading, writing = os.pipe()
         pipe = launch.StatusPipe(writing)
         pipe.ready()
-        pipe.failed(errors.MountBusy(path="/srv/x"))
+        assert not pipe.failed(errors.MountBusy(path="/srv/x"))
         with open(reading) as said:
             assert [json.loads(line) for line in said] == [{"ready": True}]
 
     def test_an_error_comes_through_whole(self) -> None:
         reading, writing = os.pipe()
-        launch.StatusPipe(writing).failed(errors.MountpointTaken(path="/srv/x", source="tmpfs"))
+        assert launch.StatusPipe(writing).failed(errors.MountpointTaken(path="/srv/x", source="tmpfs"))
         with open(reading) as said:
             error = errors.from_json(json.loads(said.readline())["failure"])
         assert isinstance(error, errors.MountpointTaken)
         assert error.source == "tmpfs"
+
+    def test_nobody_left_to_hear_is_no_error(self) -> None:
+        reading, writing = os.pipe()
+        os.close(reading)
+        assert not launch.StatusPipe(writing).failed(errors.MountBusy(path="/srv/x"))
 
     def test_children_of_the_node_do_not_hold_it_open(self) -> None:
         reading, writing = os.pipe()
