@@ -159,7 +159,7 @@ def examine(image: OpenImage) -> Examination:
         pass  # shown by the checksum itself
     except RaidfsError as e:
         problem = e
-    layout, slots = (None, ()) if problem or not superblock.is_clustered else _examine_slots(image, superblock)
+    layout, slots = _examine_slots(image, superblock) if superblock.is_clustered else (None, ())
     return Examination(
         path=image.path,
         size_bytes=image.size_bytes,
