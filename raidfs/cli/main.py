@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from raidfs import __version__
-from raidfs.errors import BadArguments, RaidfsError
+from raidfs.errors import EXIT_FAILED, BadArguments, RaidfsError
 
 _EXIT_INTERRUPTED = 130  # as a shell tells it: 128 + SIGINT
 
@@ -70,7 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # Whoever read our output has seen enough. Python would complain once more when it closes standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return EXIT_FAILED
+    except OSError as error:
+        named = f"{error.filename}: " if error.filename else ""
+        print(f"raidfs: {named}{error.strerror or error}", file=sys.stderr)
+        return EXIT_FAILED
     return code
 
 

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     elif not failures:
         print("no node of yours is mounted on this machine")
     if args.test:
-        return _verdict(found, failures)
+        return verdict(found, failures)
     return failures[0].exit_code if failures else 0
 
 
@@ -82,7 +82,8 @@ def _status(node: client.Client, failures: list[RaidfsError]) -> list[NodeStatus
         return []
 
 
-def _verdict(found: list[NodeStatus], failures: list[RaidfsError]) -> int:
+def verdict(found: list[NodeStatus], failures: list[RaidfsError]) -> int:
+    """Return the exit code of ``--test``; see the constants above."""
     if failures or not found:
         return TEST_CANNOT_TELL
     return max(map(_health, found))

@@ -161,6 +161,9 @@ class NodeStatus:
         return typing.cast(NodeStatus, _value(cls, document, "status"))
 
 
+_WORDS: dict[type, str] = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
 @functools.cache
 def _fields(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
@@ -193,5 +196,5 @@ def _value(kind: Any, document: Any, where: str) -> Any:
     if kind is float and isinstance(document, int) and not isinstance(document, bool):
         return float(document)
     if type(document) is not kind:
-        raise BadDocument(where=where, wanted=f"a {kind.__name__}")
+        raise BadDocument(where=where, wanted=_WORDS[kind])
     return document
