@@ -698,7 +698,7 @@ class MountpointServed(ControlError):
 class RuntimeDirectoryUnusable(ControlError):
     """The directory of control sockets and logs cannot be made or is not safe to use."""
 
-    template = "{path} cannot hold control sockets and logs: {reason}; set XDG_RUNTIME_DIR to a private directory"
+    template = "{path} cannot hold control sockets and logs: {reason}; set RAIDFS_RUNTIME_DIR to a private directory"
     errno = _errno.EACCES
 
 

@@ -29,8 +29,8 @@ examples:
   raidfs mount --run /srv/a.img /mnt/node0          start although the other image is missing
   raidfs mount --foreground a.img b.img /mnt/node0  stay, log to the terminal; Ctrl-C unmounts
 
-The log of a node without --foreground is in $XDG_RUNTIME_DIR/raidfs, else /run/raidfs. RAIDFS_LOG=info or debug
-in the environment makes it say more.
+The log of a node without --foreground is in $XDG_RUNTIME_DIR/raidfs, else /run/raidfs (RAIDFS_RUNTIME_DIR names
+another directory). RAIDFS_LOG=info or debug in the environment makes it say more.
 """
 
 

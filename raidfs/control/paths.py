@@ -1,6 +1,7 @@
 """Where the control sockets and logs of this machine's nodes live, and how their names are made.
 
-The directory is ``$XDG_RUNTIME_DIR/raidfs``, else ``/run/raidfs``; it belongs to its user and has mode 0700. Every
+The directory is ``$RAIDFS_RUNTIME_DIR`` if that is set (then no other is looked at), ``$XDG_RUNTIME_DIR/raidfs``, else
+``/run/raidfs``; it belongs to its user and has mode 0700. Every
 mount point has three files there, named alike: the control socket (``.sock``), the log (``.log``) and a file whose
 ``flock`` the daemon holds for as long as it lives (``.lock``), which tells a living daemon from a socket that
 was left behind.
@@ -39,13 +40,16 @@ class NodePaths:
 
 def runtime_directory() -> str:
     """Return the path of this user's directory, whether it is there or not."""
-    session = os.environ.get("XDG_RUNTIME_DIR")
-    return os.path.join(session, "raidfs") if session else SYSTEM_DIRECTORY
+    return search_directories()[0]
 
 
 def search_directories() -> list[str]:
     """Return the directories in which this user's nodes may be found: a login shell has one, a cron job the other."""
-    return list(dict.fromkeys([runtime_directory(), SYSTEM_DIRECTORY]))
+    only = os.environ.get("RAIDFS_RUNTIME_DIR")
+    if only:
+        return [os.path.abspath(only)]
+    session = os.environ.get("XDG_RUNTIME_DIR")
+    return [os.path.join(session, "raidfs"), SYSTEM_DIRECTORY] if session else [SYSTEM_DIRECTORY]
 
 
 def ensure_runtime_directory() -> str:

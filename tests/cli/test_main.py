@@ -116,6 +116,6 @@ def test_the_command_line_imports_neither_trio_nor_pyfuse3(words: list[str], tmp
         capture_output=True,
         text=True,
         check=True,
-        env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)},
+        env={**os.environ, "RAIDFS_RUNTIME_DIR": str(tmp_path)},
     )
     assert run.stderr.splitlines()[-1] == "[]"

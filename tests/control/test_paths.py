@@ -11,6 +11,7 @@ from raidfs.errors import RuntimeDirectoryUnusable
 
 
 def test_the_directory_is_the_sessions_else_the_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAIDFS_RUNTIME_DIR", raising=False)
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/7")
     assert paths.runtime_directory() == "/run/user/7/raidfs"
     assert paths.search_directories() == ["/run/user/7/raidfs", "/run/raidfs"]
@@ -19,8 +20,14 @@ def test_the_directory_is_the_sessions_else_the_systems(monkeypatch: pytest.Monk
     assert paths.search_directories() == ["/run/raidfs"]
 
 
+def test_a_directory_that_is_named_is_the_only_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/7")
+    monkeypatch.setenv("RAIDFS_RUNTIME_DIR", "/srv/run")
+    assert paths.search_directories() == ["/srv/run"]
+
+
 def test_the_directory_is_made_for_its_owner_alone(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("RAIDFS_RUNTIME_DIR", str(tmp_path / "made"))
     made = paths.ensure_runtime_directory()
     assert stat.S_IMODE(os.stat(made).st_mode) == 0o700
     assert paths.ensure_runtime_directory() == made
@@ -50,8 +57,8 @@ def test_somebody_elses_directory_is_refused(runtime_directory: pathlib.Path) ->
 
 
 def test_a_directory_that_cannot_be_made_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", "/proc/nowhere")
-    with pytest.raises(RuntimeDirectoryUnusable, match="No such file or directory; set XDG_RUNTIME_DIR"):
+    monkeypatch.setenv("RAIDFS_RUNTIME_DIR", "/proc/nowhere")
+    with pytest.raises(RuntimeDirectoryUnusable, match="No such file or directory; set RAIDFS_RUNTIME_DIR"):
         paths.ensure_runtime_directory()
 
 

@@ -26,11 +26,10 @@ def short_path() -> Iterator[pathlib.Path]:
 @pytest.fixture(autouse=True)
 def _own_runtime_directory(short_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     run = short_path / "run"
-    run.mkdir(mode=0o700)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(run))
+    monkeypatch.setenv("RAIDFS_RUNTIME_DIR", str(run))
     monkeypatch.delenv("RAIDFS_LOG", raising=False)
     yield
-    for log in run.glob("raidfs/*.log"):
+    for log in run.glob("*.log"):
         assert log.read_text() == "", "a node had something to say"
 
 

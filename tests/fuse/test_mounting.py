@@ -37,7 +37,7 @@ def test_the_mount_point_can_be_used_again_at_once(node: Node, backend: Backend)
 def test_a_clean_stop_leaves_no_file_but_the_log(backend: Backend, directories: list[pathlib.Path]) -> None:
     node = backend.mount(directories[0])
     assert raidfs("umount", node.directory).returncode == 0
-    left = os.listdir(os.path.join(os.environ["XDG_RUNTIME_DIR"], "raidfs"))
+    left = os.listdir(os.environ["RAIDFS_RUNTIME_DIR"])
     assert [name for name in left if not name.endswith(".log")] == []
 
 
@@ -224,7 +224,7 @@ class Nobody:
     def environment(self) -> dict[str, str]:
         return {
             **os.environ,
-            "XDG_RUNTIME_DIR": str(self.work / "run"),
+            "RAIDFS_RUNTIME_DIR": str(self.work / "run"),
             "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         }

@@ -75,8 +75,7 @@ class TestLaunch:
 
     @pytest.fixture
     def log(self, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
-        monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-        (tmp_path / "raidfs").mkdir(mode=0o700)
+        monkeypatch.setenv("RAIDFS_RUNTIME_DIR", str(tmp_path / "raidfs"))
         return tmp_path / "raidfs"
 
     def _daemon(self, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
