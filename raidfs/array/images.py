@@ -78,28 +78,28 @@ class OpenImage:
         start = round_down(offset_bytes, PAGE_BYTES)
         end = round_up(wanted_end, PAGE_BYTES)
         pieces = []
-        with _aligned_buffer(min(IO_BYTES_MAX, max(PAGE_BYTES, end - start))) as buffer:
-            at = start
-            while at < wanted_end:
-                with self._doing("read"):
-                    count = os.preadv(self.fd, [buffer[: min(len(buffer), end - at)]], at)
-                if count == 0:
-                    raise self._short(offset_bytes, length_bytes)
-                pieces.append(bytes(buffer[:count]))
-                at += count
+        buffer = _aligned_buffer(min(IO_BYTES_MAX, max(PAGE_BYTES, end - start)))
+        at = start
+        while at < wanted_end:
+            with self._doing("read"):
+                count = os.preadv(self.fd, [buffer[: min(len(buffer), end - at)]], at)
+            if count == 0:
+                raise self._short(offset_bytes, length_bytes)
+            pieces.append(bytes(buffer[:count]))
+            at += count
         return b"".join(pieces)[offset_bytes - start : wanted_end - start]
 
     def write(self, offset_bytes: int, data: bytes) -> None:
         """Write ``data``; offset and length must be multiples of 4096. Durable only after `sync`."""
         assert offset_bytes % PAGE_BYTES == 0, offset_bytes
         assert len(data) % PAGE_BYTES == 0, len(data)
-        with _aligned_buffer(IO_BYTES_MAX) as buffer:
-            done = 0
-            while done < len(data):
-                piece = data[done : done + IO_BYTES_MAX]
-                buffer[: len(piece)] = piece
-                with self._doing("write"):
-                    done += os.pwritev(self.fd, [buffer[: len(piece)]], offset_bytes + done)
+        buffer = _aligned_buffer(IO_BYTES_MAX)
+        done = 0
+        while done < len(data):
+            piece = data[done : done + IO_BYTES_MAX]
+            buffer[: len(piece)] = piece
+            with self._doing("write"):
+                done += os.pwritev(self.fd, [buffer[: len(piece)]], offset_bytes + done)
 
     def sync(self) -> None:
         """Return when all that was written is on stable storage."""
@@ -206,11 +206,10 @@ def _open(path: str, flags: int, *, writable: bool, direct: bool) -> OpenImage |
 
 def _reads_directly(fd: int) -> bool:
     # Some file systems accept O_DIRECT at open and refuse each read with EINVAL; other errors are for the real read.
-    with _aligned_buffer(PAGE_BYTES) as buffer:
-        try:
-            os.preadv(fd, [buffer], 0)
-        except OSError as e:
-            return e.errno != errno.EINVAL
+    try:
+        os.preadv(fd, [_aligned_buffer(PAGE_BYTES)], 0)
+    except OSError as e:
+        return e.errno != errno.EINVAL
     return True
 
 
@@ -235,14 +234,14 @@ def _file_block_bytes(fd: int) -> int:
     told = _statx_offset_align_bytes(fd)
     if told:
         return told
-    with _aligned_buffer(PAGE_BYTES) as buffer:
-        for block_bytes in (SECTOR_BYTES, 1024, 2048):
-            try:
-                os.preadv(fd, [buffer[:block_bytes]], 0)
-            except OSError as e:
-                if e.errno == errno.EINVAL:
-                    continue
-            return block_bytes
+    buffer = _aligned_buffer(PAGE_BYTES)
+    for block_bytes in (SECTOR_BYTES, 1024, 2048):
+        try:
+            os.preadv(fd, [buffer[:block_bytes]], 0)
+        except OSError as e:
+            if e.errno == errno.EINVAL:
+                continue
+        return block_bytes
     return PAGE_BYTES
 
 
@@ -259,16 +258,9 @@ def _statx_offset_align_bytes(fd: int) -> int:
     return int(align_bytes) if mask & _STATX_DIOALIGN else 0
 
 
-@contextmanager
-def _aligned_buffer(length_bytes: int) -> Iterator[memoryview]:
-    """Give memory that begins on a page, as O_DIRECT wants it."""
-    memory = mmap.mmap(-1, length_bytes)
-    view = memoryview(memory)
-    try:
-        yield view
-    finally:
-        view.release()
-        memory.close()
+def _aligned_buffer(length_bytes: int) -> memoryview:
+    """Return memory that begins on a page, as O_DIRECT wants it; it is unmapped when nothing refers to it any more."""
+    return memoryview(mmap.mmap(-1, length_bytes))
 
 
 def _reason(e: OSError | ValueError) -> str:

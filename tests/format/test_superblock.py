@@ -227,6 +227,15 @@ def test_any_bytes_are_either_refused_or_written_back_as_they_are(data: st.DataO
         assert sb.encode() == bytes(raw)
 
 
+def test_every_single_flipped_bit_is_refused() -> None:
+    good = superblock().encode()
+    for bit in range(8 * (256 + 2 * 128)):
+        flipped = bytearray(good)
+        flipped[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(RaidfsError):
+            Superblock.decode(bytes(flipped))
+
+
 @given(st.binary(max_size=SUPER_BYTES))
 @example(bytes(SUPER_BYTES))
 def test_foreign_bytes_are_no_superblock(raw: bytes) -> None:
