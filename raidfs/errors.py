@@ -500,6 +500,40 @@ class WrongClusterName(LockError):
     errno = _errno.EBADR
 
 
+# ---- messages between nodes --------------------------------------------------------------------------------
+
+
+class MessageError(RaidfsError):
+    """A message between nodes had not the effect that it was sent for."""
+
+
+class MessageRefused(MessageError):
+    """At least one node has not applied a message; ``refusals`` names nodes and reasons."""
+
+    template = "not all nodes followed {message}: {refusals}"
+    errno = _errno.EREMOTEIO
+
+
+class MessageNotAcknowledged(MessageError):
+    """Nodes that are members and did not answer."""
+
+    template = (
+        "{message} was not acknowledged by {nodes} and nothing moved for {seconds} s; "
+        "see what they wait for with `raidfs explain` there, or end them"
+    )
+    errno = _errno.ETIMEDOUT
+
+
+class ProtocolMismatch(MessageError):
+    """A member speaks another version of the protocol."""
+
+    template = (
+        "{node} speaks version {theirs} of the cluster protocol and this raidfs version {ours}; "
+        "run the same version on all nodes"
+    )
+    errno = _errno.EPROTONOSUPPORT
+
+
 # ---- joining and running an array --------------------------------------------------------------------------
 
 
@@ -706,3 +740,29 @@ class BadRange(UsageError):
     """A range of bytes that has no meaning for this array."""
 
     template = "bytes {lo} to {hi} are no range of this array; give 0 <= lo < hi <= {size}, or 0 0 to lift"
+
+
+# ---- the simulator -----------------------------------------------------------------------------------------
+
+
+class SimulationFailed(RaidfsError):
+    """A simulated cluster did what none may do; ``check`` names the rule."""
+
+    template = "{check}: {what}"
+
+    @property
+    def check(self) -> str:
+        """The name of the rule that was broken."""
+        return str(self.facts.get("check", type(self).__name__))
+
+
+class NothingCanRun(SimulationFailed):
+    """Every task of the simulation waits and no timer is left: a deadlock."""
+
+    template = "nothing can run:\n{waits}"
+
+
+class TooManySteps(SimulationFailed):
+    """A simulation that does not come to an end: tasks wake each other for ever."""
+
+    template = "no end after {steps} steps:\n{waits}"
