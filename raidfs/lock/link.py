@@ -50,7 +50,8 @@ class Link:
 
         Raises LockProtocolError for what cannot be read. A connection that is closed or reset by either side has ended.
         """
-        while True:
+        while not self._closed:
+            self._decoder.check()
             try:
                 await trio.lowlevel.wait_readable(self._sock)
                 data = self._sock.recv(RECEIVE_BYTES)
@@ -63,6 +64,7 @@ class Link:
             frames = self._decoder.feed(data)
             if frames:
                 return frames
+        return []
 
     def send(self, frame: wire.Frame) -> bool:
         """Add a frame to what is to be written; return False when the peer has left too much unread."""
@@ -88,6 +90,8 @@ class Link:
         while True:
             await self._stalled.wait()
             self._stalled = trio.Event()
+            if self._closed:
+                return
             try:
                 await trio.lowlevel.wait_writable(self._sock)
             except (OSError, trio.ClosedResourceError):
@@ -99,6 +103,7 @@ class Link:
         if self._closed:
             return
         self._closed = True
+        self._stalled.set()
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
         trio.lowlevel.notify_closing(self._sock)

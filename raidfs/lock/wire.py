@@ -91,27 +91,36 @@ def encode(frame: Frame) -> bytes:
 
 
 class Decoder:
-    """Cuts a stream into frames of one side; after an error it must not be fed again."""
+    """Cuts a stream into frames of one side; what comes after a frame that cannot be read is never looked at."""
 
     def __init__(self, kinds: Mapping[str, _Kind], frame_bytes_max: int) -> None:
         self._kinds = kinds
         self._frame_bytes_max = frame_bytes_max
         self._buffer = bytearray()
+        self._error: LockProtocolError | None = None
+
+    def check(self) -> None:
+        """Raise LockProtocolError when the frame after those that `feed` returned last cannot be read."""
+        if self._error is not None:
+            raise self._error
 
     def feed(self, data: bytes) -> list[Frame]:
-        """Return the frames that are complete with ``data``, or raise LockProtocolError."""
+        """Return the frames that are complete with ``data``; see `check` for what follows them."""
         self._buffer += data
-        frames = []
+        frames: list[Frame] = []
         start = 0
-        while len(self._buffer) - start >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(self._buffer, start)
-            if length > self._frame_bytes_max:
-                raise LockProtocolError(reason=f"a frame of {length} bytes; {self._frame_bytes_max} are allowed")
-            end = start + _LENGTH.size + length
-            if len(self._buffer) < end:
-                break
-            frames.append(_decode(bytes(self._buffer[start + _LENGTH.size : end]), self._kinds))
-            start = end
+        try:
+            while len(self._buffer) - start >= _LENGTH.size:
+                (length,) = _LENGTH.unpack_from(self._buffer, start)
+                if length > self._frame_bytes_max:
+                    raise LockProtocolError(reason=f"a frame of {length} bytes; {self._frame_bytes_max} are allowed")
+                end = start + _LENGTH.size + length
+                if len(self._buffer) < end:
+                    break
+                frames.append(_decode(bytes(self._buffer[start + _LENGTH.size : end]), self._kinds))
+                start = end
+        except LockProtocolError as error:
+            self._error = error
         del self._buffer[:start]
         return frames
 

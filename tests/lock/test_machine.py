@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from raidfs.errors import LockProtocolError, WrongClusterName
 from raidfs.lock.api import NAME_BYTES_MAX, Mode
@@ -281,6 +281,7 @@ class _Twin:
 
 
 members = st.integers(0, 3)
+picks = st.integers(0, 999)  # one of what there is, modulo how much there is
 resources = st.sampled_from(["r", "s"])
 some_modes = st.sampled_from(Mode)
 
@@ -308,6 +309,12 @@ class MachineAgainstTwin(RuleBasedStateMachine):
         assert set(told) == notices
         assert len(told) == len(notices)
 
+    @initialize()
+    def all_join(self) -> None:
+        for member in range(4):
+            self.join(member)
+            self.ask(member, "r", NL, noqueue=False)
+
     @rule(member=members)
     def join(self, member: int) -> None:
         if member not in self.joined:
@@ -315,10 +322,10 @@ class MachineAgainstTwin(RuleBasedStateMachine):
             tag = self.next_tag()
             assert self.machine.step(Open(member, tag, "space", "c", str(member)), 0.0) == [Done(member, tag)]
 
-    @precondition(lambda self: self.joined)
-    @rule(data=st.data(), resource=resources, mode=some_modes, noqueue=st.booleans())
-    def ask(self, data: st.DataObject, resource: str, mode: Mode, noqueue: bool) -> None:
-        member = data.draw(st.sampled_from(sorted(self.joined)))
+    @rule(member=members, resource=resources, mode=some_modes, noqueue=st.booleans())
+    def ask(self, member: int, resource: str, mode: Mode, noqueue: bool) -> None:
+        if member not in self.joined:
+            return
         self.numbers += 1
         tag = self.next_tag()
         lock = _TwinLock(member, self.numbers, resource)
@@ -327,38 +334,44 @@ class MachineAgainstTwin(RuleBasedStateMachine):
         event = Request(member, tag, self.numbers, resource, mode, noqueue, expedite=False, blocking=True)
         self.compare(resource, self.machine.step(event, 0.0))
 
-    @precondition(lambda self: any(lock.asked is None for lock in self.twin.locks))
-    @rule(data=st.data(), mode=some_modes, noqueue=st.booleans(), lvb=st.none() | st.binary(min_size=32, max_size=32))
-    def convert(self, data: st.DataObject, mode: Mode, noqueue: bool, lvb: bytes | None) -> None:
-        free = [index for index, lock in enumerate(self.twin.locks) if lock.asked is None]
-        lock = self.twin.locks[data.draw(st.sampled_from(free))]
+    @rule(choices=st.lists(st.tuples(picks, some_modes, st.integers(0, 3)), min_size=1, max_size=8))
+    def convert(self, choices: list[tuple[int, Mode, int]]) -> None:
+        for pick, mode, chance in choices:
+            free = [lock for lock in self.twin.locks if lock.asked is None]
+            if free:
+                lvb = value(str(pick)) if chance else None
+                self.convert_one(free[pick % len(free)], mode, noqueue=chance == 1, lvb=lvb)
+
+    def convert_one(self, lock: _TwinLock, mode: Mode, *, noqueue: bool, lvb: bytes | None) -> None:
         tag = self.next_tag()
         self.twin.request(lock, tag, mode, noqueue=noqueue, lvb=lvb)
         event = Convert(lock.member, tag, lock.number, mode, noqueue, lvb)
         self.compare(lock.resource, self.machine.step(event, 0.0))
 
-    @precondition(lambda self: any(lock.asked is not None for lock in self.twin.locks))
-    @rule(data=st.data())
-    def cancel(self, data: st.DataObject) -> None:
-        waiting = [index for index, lock in enumerate(self.twin.locks) if lock.asked is not None]
-        lock = self.twin.locks[data.draw(st.sampled_from(waiting))]
+    @rule(pick=picks)
+    def cancel(self, pick: int) -> None:
+        waiting = [lock for lock in self.twin.locks if lock.asked is not None]
+        if not waiting:
+            return
+        lock = waiting[pick % len(waiting)]
         event = Cancel(lock.member, self.next_tag(), lock.number, lock.tag)
         self.twin.cancel(lock)
         self.compare(lock.resource, self.machine.step(event, 0.0))
 
-    @precondition(lambda self: self.twin.locks)
-    @rule(data=st.data())
-    def release(self, data: st.DataObject) -> None:
-        lock = self.twin.locks[data.draw(st.integers(0, len(self.twin.locks) - 1))]
+    @rule(pick=picks)
+    def release(self, pick: int) -> None:
+        if not self.twin.locks:
+            return
+        lock = self.twin.locks[pick % len(self.twin.locks)]
         if lock.asked is not None:
             self.twin.cancel(lock)
         self.twin.remove(lock, dead=False)
         self.compare(lock.resource, self.machine.step(Release(lock.member, self.next_tag(), lock.number), 0.0))
 
-    @precondition(lambda self: self.joined)
-    @rule(data=st.data())
-    def die(self, data: st.DataObject) -> None:
-        member = data.draw(st.sampled_from(sorted(self.joined)))
+    @rule(member=members)
+    def die(self, member: int) -> None:
+        if member not in self.joined:
+            return
         self.joined.discard(member)
         actions = self.machine.step(Died(member), 0.0)
         gone = [lock for lock in self.twin.locks if lock.member == member]

@@ -42,18 +42,24 @@ server_frames = st.one_of(
 )
 
 
+def fed(decoder: wire.Decoder, data: bytes) -> list[wire.Frame]:
+    frames = decoder.feed(data)
+    decoder.check()
+    return frames
+
+
 def framed(body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + body
 
 
 @given(client_frames)
 def test_what_a_client_sends_comes_back_from_its_bytes(frame: wire.Frame) -> None:
-    assert wire.client_frames().feed(wire.encode(frame)) == [frame]
+    assert fed(wire.client_frames(), wire.encode(frame)) == [frame]
 
 
 @given(server_frames)
 def test_what_a_server_sends_comes_back_from_its_bytes(frame: wire.Frame) -> None:
-    assert wire.server_frames().feed(wire.encode(frame)) == [frame]
+    assert fed(wire.server_frames(), wire.encode(frame)) == [frame]
 
 
 @given(client_frames)
@@ -64,7 +70,7 @@ def test_no_frame_of_a_client_is_longer_than_the_limit(frame: wire.Frame) -> Non
 def test_the_longest_open_is_not_longer_than_the_limit() -> None:
     longest = "\x01" * wire.TEXT_CHARACTERS_MAX
     frame = machine.Open((1 << 63) - 1, (1 << 63) - 1, longest, longest, longest)
-    assert wire.client_frames().feed(wire.encode(frame)) == [frame]
+    assert fed(wire.client_frames(), wire.encode(frame)) == [frame]
 
 
 @given(st.lists(client_frames, max_size=5), st.data())
@@ -74,13 +80,13 @@ def test_frames_are_found_however_the_stream_is_cut(frames: list[wire.Frame], da
     found: list[wire.Frame] = []
     while stream:
         cut = data.draw(st.integers(1, len(stream)))
-        found += decoder.feed(stream[:cut])
+        found += fed(decoder, stream[:cut])
         stream = stream[cut:]
     assert found == frames
 
 
 def test_an_error_keeps_its_class_and_its_words_on_the_way() -> None:
-    (frame,) = wire.server_frames().feed(wire.encode(wire.Farewell(LockServerFull(clients=3))))
+    (frame,) = fed(wire.server_frames(), wire.encode(wire.Farewell(LockServerFull(clients=3))))
     assert isinstance(frame, wire.Farewell)
     assert isinstance(frame.error, LockServerFull)
     assert "3 clients" in str(frame.error)
@@ -88,22 +94,30 @@ def test_an_error_keeps_its_class_and_its_words_on_the_way() -> None:
 
 def test_an_error_of_a_later_version_keeps_its_words() -> None:
     body = json.dumps(["Farewell", {"error": "LockSomethingNew", "message": "no more", "facts": {}}]).encode()
-    (frame,) = wire.server_frames().feed(framed(body))
+    (frame,) = fed(wire.server_frames(), framed(body))
     assert isinstance(frame, wire.Farewell)
     assert str(frame.error) == "no more"
 
 
 def test_an_error_whose_facts_have_changed_keeps_its_words() -> None:
     body = json.dumps(["Farewell", {"error": "LockServerFull", "message": "no room", "facts": {}}]).encode()
-    (frame,) = wire.server_frames().feed(framed(body))
+    (frame,) = fed(wire.server_frames(), framed(body))
     assert isinstance(frame, wire.Farewell)
     assert str(frame.error) == "no room"
 
 
 def test_a_frame_that_is_too_long_is_refused_before_it_has_come() -> None:
     with pytest.raises(LockProtocolError) as caught:
-        wire.client_frames().feed(struct.pack(">I", wire.CLIENT_FRAME_BYTES_MAX + 1))
+        fed(wire.client_frames(), struct.pack(">I", wire.CLIENT_FRAME_BYTES_MAX + 1))
     assert str(wire.CLIENT_FRAME_BYTES_MAX) in str(caught.value)
+
+
+def test_the_frames_before_one_that_cannot_be_read_are_returned() -> None:
+    decoder = wire.client_frames()
+    query = machine.Query(1, 1)
+    assert decoder.feed(wire.encode(query) + framed(b"{}") + wire.encode(query)) == [query]
+    with pytest.raises(LockProtocolError):
+        decoder.check()
 
 
 BAD = {
@@ -136,7 +150,7 @@ BAD = {
 @pytest.mark.parametrize("bad", BAD)
 def test_a_frame_that_is_not_a_client_s_is_refused(bad: str) -> None:
     with pytest.raises(LockProtocolError):
-        wire.client_frames().feed(framed(BAD[bad]))
+        fed(wire.client_frames(), framed(BAD[bad]))
 
 
 BAD_FROM_SERVER = {
@@ -151,14 +165,14 @@ BAD_FROM_SERVER = {
 @pytest.mark.parametrize("bad", BAD_FROM_SERVER)
 def test_a_frame_that_is_not_a_server_s_is_refused(bad: str) -> None:
     with pytest.raises(LockProtocolError):
-        wire.server_frames().feed(framed(BAD_FROM_SERVER[bad]))
+        fed(wire.server_frames(), framed(BAD_FROM_SERVER[bad]))
 
 
 @given(st.binary(max_size=300))
 def test_noise_is_refused_or_waited_on_and_never_a_traceback(noise: bytes) -> None:
     for decoder in (wire.client_frames(), wire.server_frames()):
         with contextlib.suppress(LockProtocolError):
-            decoder.feed(noise)
+            fed(decoder, noise)
 
 
 @given(client_frames, st.data())
@@ -166,4 +180,4 @@ def test_a_damaged_frame_is_refused_or_read_and_never_a_traceback(frame: wire.Fr
     damaged = bytearray(wire.encode(frame))
     damaged[data.draw(st.integers(4, len(damaged) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(LockProtocolError):
-        wire.client_frames().feed(bytes(damaged))
+        fed(wire.client_frames(), bytes(damaged))
