@@ -91,6 +91,8 @@ class _Daemon:
         self._on_ready = on_ready
         self._phase = _Phase.STARTING
         self._since_s = 0.0
+        self._device: str | None = None
+        self._failure: RaidfsError | None = None
         self._unmounting = trio.Lock()
         self._stopped = trio.Event()
 
@@ -110,20 +112,28 @@ class _Daemon:
                 raise MountInterrupted(path=self._mountpoint)
 
     async def _live(self, nursery: trio.Nursery, node_paths: paths.NodePaths, owned: ownership.Ownership) -> None:
-        async with self._open_node(TrioRuntime(), self._options.node) as node:
-            control = server.ControlServer(_listener(node_paths), self._hello(node), self._methods(node))
-            nursery.start_soon(control.run)
-            watcher = Watcher(self._mountpoint)
-            # A watcher that is not dismissed takes the mount away when this process is gone: what is wanted after
-            # any error below.
-            await self._serve(node)
-            self._phase = _Phase.LEAVING
-            watcher.dismiss()
-            log.info("unmounted; leaving the array")
+        try:
+            async with self._open_node(TrioRuntime(), self._options.node) as node:
+                control = server.ControlServer(_listener(node_paths), self._hello(node), self._methods(node))
+                nursery.start_soon(control.run)
+                # A watcher that is not dismissed takes the mount away when this process is gone: what is wanted after
+                # any error below.
+                watcher = Watcher(self._mountpoint)
+                await self._serve(node)
+                self._phase = _Phase.LEAVING
+                await trio.to_thread.run_sync(self._detach)
+                watcher.dismiss()
+                log.info("unmounted; leaving the array")
+        except (RaidfsError, ExceptionGroup) as error:
+            self._failure = _first_of_ours(error)
+            if self._failure is None or self._phase is not _Phase.LEAVING:
+                raise
         owned.close()
         self._stopped.set()
         with trio.move_on_after(_GOODBYE_S):
             await control.wait_idle()
+        if self._failure is not None:
+            raise self._failure
 
     async def _serve(self, node: ServedNode) -> None:
         fuse_fd = await trio.to_thread.run_sync(self._mount, node)
@@ -136,7 +146,16 @@ class _Daemon:
                 nursery.cancel_scope.cancel()
 
     def _mount(self, node: ServedNode) -> int:
-        return mountpoint.mount(self._mountpoint, source=node.volume.name)
+        fuse_fd = mountpoint.mount(self._mountpoint, source=node.volume.name)
+        mounted = mountpoint.mount_at(self._mountpoint)
+        self._device = mounted.device if mounted is not None else None
+        return fuse_fd
+
+    def _detach(self) -> None:
+        # ``umount -f`` of a busy mount ends the connection and leaves the dead mount in place.
+        mounted = mountpoint.mount_at(self._mountpoint)
+        if mounted is not None and mounted.device == self._device:
+            mountpoint.detach(self._mountpoint)
 
     def _operations(self, node: ServedNode) -> BlockFileOperations:
         return BlockFileOperations(
@@ -198,6 +217,8 @@ class _Daemon:
         async def umount(params: dict[str, Any]) -> None:
             await self._unmount()
             await self._stopped.wait()
+            if self._failure is not None:
+                raise self._failure
 
         return {"status": status, "statistics": statistics, "suspend": suspend, "umount": umount}
 

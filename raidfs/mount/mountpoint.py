@@ -27,8 +27,12 @@ _FUSERMOUNT = "fusermount3"
 
 @dataclasses.dataclass(frozen=True)
 class Mount:
-    """One line of ``/proc/self/mountinfo``: where, which type, and what it says it is made from."""
+    """One line of ``/proc/self/mountinfo``: where, which type, and what it says it is made from.
 
+    ``device`` is the number (``major:minor``) that no other file system has for as long as this one is mounted.
+    """
+
+    device: str
     path: str
     type: str
     source: str
@@ -39,8 +43,9 @@ def mounts(table: str) -> list[Mount]:
     found = []
     for line in table.splitlines():
         before, _dash, after = line.partition(" - ")
-        kind, source, _options = after.split(" ", 2)
-        found.append(Mount(_unescaped(before.split(" ")[4]), kind, _unescaped(source)))
+        kind, source, _super_options = after.split(" ", 2)
+        _id, _parent, device, _root, path, *_options = before.split(" ")
+        found.append(Mount(device, _unescaped(path), kind, _unescaped(source)))
     return found
 
 
@@ -135,6 +140,16 @@ def unmount(path: str) -> None:
     if os.strerror(errno.EBUSY) in reason:
         raise errors.MountBusy(path=path)
     raise errors.UnmountFailed(path=path, reason=reason)
+
+
+def detach(path: str) -> None:
+    """Take the mount at ``path`` out of the name space, used or not; whoever has files open there keeps them.
+
+    Raises UnmountFailed.
+    """
+    said = _fusermount(["-u", "-z", "--", path])
+    if said.returncode != 0:
+        raise errors.UnmountFailed(path=path, reason=_reason(said))
 
 
 def _fusermount(arguments: list[str], channel: socket.socket | None = None) -> subprocess.CompletedProcess[str]:

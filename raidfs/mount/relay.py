@@ -97,8 +97,8 @@ class Relay:
                 except BlockingIOError:
                     break
                 except OSError as error:
-                    if error.errno == errno.ENODEV:
-                        return
+                    if error.errno in (errno.ENODEV, errno.ECONNABORTED):
+                        return  # unmounted, or aborted by umount -f
                     if error.errno in (errno.EINTR, errno.ENOENT):
                         continue  # the request was withdrawn while it was handed over
                     raise
@@ -119,8 +119,8 @@ class Relay:
             self._serving.add(unique)
             requests.start_soon(self._fsync, unique)
         elif header.opcode == wire.INTERRUPT and wire.decode_interrupt(message) in self._serving:
-            # A data request is never given up: the caller waits as it would for a disk. libfuse would keep a note of
-            # every interrupt it cannot match.
+            # A data request is never given up: the caller waits as it would for a disk. libfuse would keep the
+            # interrupt of a request that it does not know, and answer "again" with each other request.
             pass
         else:
             await self._pass_on(header, bytes(message))

@@ -19,10 +19,10 @@ TABLE = (
 
 def test_mountinfo_gives_place_type_and_source_with_escapes_undone() -> None:
     assert mountpoint.mounts(TABLE) == [
-        Mount("/", "ext4", "/dev/vda"),
-        Mount("/srv/with space", "fuse.raidfs", "md 0"),
-        Mount("/srv/x", "tmpfs", "first"),
-        Mount("/srv/x", "tmpfs", "second"),
+        Mount("253:0", "/", "ext4", "/dev/vda"),
+        Mount("0:21", "/srv/with space", "fuse.raidfs", "md 0"),
+        Mount("0:22", "/srv/x", "tmpfs", "first"),
+        Mount("0:23", "/srv/x", "tmpfs", "second"),
     ]
 
 
@@ -88,6 +88,8 @@ def test_unmounting_tells_busy_from_other_reasons(tmp_path: pathlib.Path, monkey
     _fake_fusermount(tmp_path, "exit 3", monkeypatch)
     with pytest.raises(errors.UnmountFailed, match="fusermount3 exited with 3"):
         mountpoint.unmount("/srv/x")
+    with pytest.raises(errors.UnmountFailed, match="fusermount3 exited with 3"):
+        mountpoint.detach("/srv/x")
 
 
 def test_a_comma_in_the_arrays_name_starts_no_mount_option(

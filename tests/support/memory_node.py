@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import errno
 import os
 import sys
@@ -26,7 +27,7 @@ from raidfs.control.schema import (
     NodeStatus,
     PlaceStatus,
 )
-from raidfs.errors import ImageNotFound, RaidfsError
+from raidfs.errors import ImageNotFound, LockspaceLost, RaidfsError
 from raidfs.mount.options import MountOptions
 from raidfs.node_options import NodeOptions
 from raidfs.runtime import Runtime
@@ -34,7 +35,8 @@ from raidfs.runtime import Runtime
 UUID = "00000000:11111111:22222222:33333333"
 
 FAIL_AT_OPEN = "open"
-KILL_AT_OPEN = "kill"
+HANG_AT_OPEN = "hang"
+FAIL_AT_LEAVE = "leave"
 
 
 def sample_status(*, size_bytes: int = 64 << 20, read_only: bool = False, name: str = "md0") -> NodeStatus:
@@ -140,8 +142,6 @@ class MemoryNode:
         self._status = sample_status(size_bytes=volume.size_bytes, read_only=read_only, name=volume.name)
 
     def status(self) -> NodeStatus:
-        import dataclasses
-
         volume = self.volume
         engine = dataclasses.replace(
             self._status.engine,
@@ -160,7 +160,7 @@ class MemoryNode:
 
 
 def opener(
-    size_bytes: int, *, fail: str = "", on_left: Callable[[], None] = lambda: None
+    size_bytes: int, *, fail: str = "", on_left: Callable[[MemoryVolume], None] = lambda volume: None
 ) -> Callable[[Runtime, NodeOptions], contextlib.AbstractAsyncContextManager[MemoryNode]]:
     """Return an ``open_node``."""
 
@@ -168,17 +168,21 @@ def opener(
     async def open_node(runtime: Runtime, options: NodeOptions) -> AsyncIterator[MemoryNode]:
         if fail == FAIL_AT_OPEN:
             raise ImageNotFound(path="/nowhere/a.img")
-        if fail == KILL_AT_OPEN:
-            os.kill(os.getpid(), 9)
+        if fail == HANG_AT_OPEN:
+            print("opening", flush=True)
+            await trio.sleep_forever()
         volume = MemoryVolume("md0", size_bytes, read_only=options.read_only)
         yield MemoryNode(volume, read_only=options.read_only)
-        on_left()
+        on_left(volume)
+        if fail == FAIL_AT_LEAVE:
+            raise LockspaceLost(name="array", reason="the lock server ended")
 
     return open_node
 
 
 def main() -> int:
-    from raidfs.mount import daemon, logs
+    from raidfs.control import paths
+    from raidfs.mount import daemon, logs, mountpoint
 
     parser = argparse.ArgumentParser()
     parser.add_argument("mountpoint")
@@ -187,6 +191,18 @@ def main() -> int:
     parser.add_argument("--fail", default="")
     args = parser.parse_args()
     logs.set_up()
+    files = paths.node_paths(paths.runtime_directory(), os.path.abspath(args.mountpoint))
+
+    def left(volume: MemoryVolume) -> None:
+        # What of the daemon is still there at the moment when the node leaves.
+        there = {
+            "mounted": mountpoint.mount_at(os.path.abspath(args.mountpoint)) is not None,
+            "parked": volume.parked > 0,
+            "owned": os.path.exists(files.lock),
+            "control": os.path.exists(files.socket),
+        }
+        print("left with", " ".join(name for name, is_there in there.items() if is_there), flush=True)
+
     options = MountOptions(
         mountpoint=os.path.abspath(args.mountpoint),
         node=NodeOptions(images=(), client_name="test", read_only=args.read_only),
@@ -194,7 +210,7 @@ def main() -> int:
     try:
         daemon.run_daemon(
             options,
-            opener(args.size, fail=args.fail, on_left=lambda: print("left", flush=True)),
+            opener(args.size, fail=args.fail, on_left=left),
             on_ready=lambda: print("ready", flush=True),
         )
     except RaidfsError as error:
