@@ -147,9 +147,11 @@ class MemberHub:
 
     async def drain(self, event: _Tagged, *, what: str) -> None:
         """Send ``event`` and wait for its answer with cancellation shut out, or lose the manager after DRAIN_S."""
-        if self.lost is not None:
-            return
-        future = self.send(event)
+        if self.lost is None:
+            await self.drained(self.send(event), what=what)
+
+    async def drained(self, future: Future[machine.Action | None], *, what: str) -> None:
+        """Wait for an answer with cancellation shut out, or lose the manager after DRAIN_S."""
         with self.runtime.cancel_scope(shield=True, deadline=self.runtime.now() + DRAIN_S):
             await future.wait(what=what)
         if not future.is_set():
@@ -196,7 +198,8 @@ class MemberLockspace:
             raise
         except BaseException:
             self.forget(lock.number)
-            self.hub.undo(machine.Release(self.number, self.hub.next_tag(), lock.number))
+            if not self._left:
+                self.hub.undo(machine.Release(self.number, self.hub.next_tag(), lock.number))
             raise
         if action is None:
             raise self.loss()
@@ -289,8 +292,7 @@ class MemberLock:
             raise
         except BaseException:
             if not future.is_set():
-                cancel = machine.Cancel(self._space.number, hub.next_tag(), self.number, event.tag)
-                await hub.drain(cancel, what=f"lock {self.resource}: taking back the request for {mode.name}")
+                await self._take_back(event.tag, mode, future)
             raise
         finally:
             self._conversion = None
@@ -312,11 +314,7 @@ class MemberLock:
             return False
         self._space.check()
         tag, mode, future = self._conversion
-        hub = self._space.hub
-        await hub.drain(
-            machine.Cancel(self._space.number, hub.next_tag(), self.number, tag),
-            what=f"lock {self.resource}: taking back the request for {mode.name}",
-        )
+        await self._take_back(tag, mode, future)
         answer = await future.wait(what=f"lock {self.resource}: the answer to {mode.name}")
         if answer is None:
             raise self._space.loss()
@@ -345,6 +343,15 @@ class MemberLock:
         """Tell the owner, unless the lock has given way while the notice was on its way (as fs/dlm/ast.c)."""
         if self._on_blocking is not None and not compatible(self.mode, mode):
             self._on_blocking(mode)
+
+    # On return the conversion is answered, as granted or as cancelled, or the manager is lost.
+    async def _take_back(self, tag: int, mode: Mode, future: Future[machine.Action | None]) -> None:
+        hub = self._space.hub
+        what = f"lock {self.resource}: taking back the request for {mode.name}"
+        if self._released or self._space.left:  # what was sent for that answers the conversion too
+            await hub.drained(future, what=what)
+        else:
+            await hub.drain(machine.Cancel(self._space.number, hub.next_tag(), self.number, tag), what=what)
 
     def _check(self) -> None:
         self._space.check()

@@ -535,6 +535,25 @@ async def test_leaving_releases_all_locks_in_good_order(harness: Harness, nurser
         await mine[0].convert(EX)
 
 
+@pytest.mark.parametrize("way", ["release", "close"])
+async def test_a_task_that_is_cancelled_while_its_lock_is_given_up_does_no_harm(
+    harness: Harness, nursery: trio.Nursery, way: str
+) -> None:
+    space = await join(harness, "leaver")
+    lock = await space.lock("r")
+    (other,) = await locks(harness, 1)
+    await other.convert(EX)
+    waiting = Call(nursery, lock.convert, EX)
+    await harness.settle()
+    giving_up = Call(nursery, lock.release if way == "release" else space.close)
+    waiting.scope.cancel()
+    assert await giving_up.ended() is None
+    assert await waiting.ended() is None or isinstance(waiting.error, LockCancelled)
+    assert space.lost is None
+    await other.convert(NL)
+    await other.convert(EX, noqueue=True)
+
+
 async def test_a_manager_that_is_closed_leaves_its_lock_spaces_as_a_dead_client_does(harness: Harness) -> None:
     manager: LockManager = await harness.manager()
     space = await manager.open_lockspace(SPACE, cluster_name=CLUSTER, client="a")
