@@ -141,13 +141,20 @@ class _Member:
         return self.candidate.path
 
 
-def assemble(candidates: Sequence[Candidate], *, run: bool = False, cluster_name: str | None = None) -> Assembly:
+def assemble(
+    candidates: Sequence[Candidate],
+    *,
+    run: bool = False,
+    cluster_name: str | None = None,
+    heals_bitmaps: bool = False,
+) -> Assembly:
     """Return how the array is to be started, or raise the error that says why not.
 
     Without ``run`` every position must have a leg; with it, one leg that is in sync is enough. ``cluster_name``, when
     given, must be the array's. An image that cannot be a leg of any array (damaged, foreign, truncated, given twice)
     is refused even with ``run``: the user leaves it out knowingly. Images that the array itself gave up (faulty,
-    out of date, removed) are left out with ``run``.
+    out of date, removed) are left out with ``run``. A leg in sync that lacks slots is refused unless the caller
+    ``heals_bitmaps``: it promises to read them from ``Assembly.bitmap_path`` and to copy them to the others.
     """
     members = _members(candidates)
     _check_one_array(members)
@@ -159,7 +166,7 @@ def assemble(candidates: Sequence[Candidate], *, run: bool = False, cluster_name
         raise NoUsableLeg(uuid=freshest.superblock.set_uuid_text, reasons=_reasons(used, left_out))
     used_paths = {leg.path for leg in used}
     _check_layouts([member for member in members if member.path in used_paths], freshest)
-    complete, incomplete = _bitmap_legs(members, in_sync)
+    complete, incomplete = _bitmap_legs(members, in_sync, heals_bitmaps)
     layout, bitmap = _check_bitmaps(members, complete + incomplete)
     if cluster_name is not None and cluster_name != bitmap.cluster_name_text:
         raise OtherCluster(path=in_sync[0].path, found=bitmap.cluster_name_text, wanted=cluster_name)
@@ -339,7 +346,7 @@ _SLOT_FIELDS = ("chunk_bytes", "nodes", "cluster_name")
 
 
 def _bitmap_legs(
-    members: Sequence[_Member], in_sync: Sequence[AssembledLeg]
+    members: Sequence[_Member], in_sync: Sequence[AssembledLeg], heals_bitmaps: bool
 ) -> tuple[list[AssembledLeg], list[AssembledLeg]]:
     """Return the legs in sync that have all slots and those that lack some; one of the former there must be.
 
@@ -349,7 +356,7 @@ def _bitmap_legs(
     first_error: RaidfsError | None = None
     for leg, _, bitmap in _slots(members, in_sync):
         if isinstance(bitmap, RaidfsError):
-            if not (isinstance(bitmap, NoBitmapSuperblock) and bitmap.is_blank):
+            if not (heals_bitmaps and isinstance(bitmap, NoBitmapSuperblock) and bitmap.is_blank):
                 raise bitmap
             first_error = first_error or bitmap
             if leg not in incomplete:

@@ -6,6 +6,7 @@ with it is kept as an error beside the value, for `raidfs.array.assemble` to jud
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 
@@ -36,13 +37,24 @@ class Candidate:
     direct: bool = True
 
 
+# A running array writes its superblocks seldom (a leg fails, a node joins), so the second reading nearly always agrees.
+READINGS_MAX = 8
+
+
 def read_candidates(paths: Sequence[str]) -> tuple[Candidate, ...]:
-    """Open, read and close each image, read-only; raises what opening and reading raise."""
-    candidates = []
-    for path in paths:
-        with open_image(path) as image:
-            candidates.append(read_candidate(image))
-    return tuple(candidates)
+    """Open, read and close the images, read-only; raises what opening and reading raise.
+
+    Other nodes may be writing superblocks meanwhile. So that those of one moment are returned, and not an old one of
+    the first leg beside a new one of the second, they are read again until they no longer change.
+    """
+    with contextlib.ExitStack() as opened:
+        images = [opened.enter_context(open_image(path)) for path in paths]
+        for _ in range(READINGS_MAX):
+            before = [read_superblock_area(image) for image in images]
+            candidates = tuple(read_candidate(image) for image in images)
+            if before == [read_superblock_area(image) for image in images]:
+                break
+        return candidates
 
 
 def read_candidate(image: OpenImage) -> Candidate:

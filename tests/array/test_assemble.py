@@ -134,6 +134,12 @@ def test_a_spare_is_kept_beside_the_legs_whatever_its_events(tmp_path: Path) -> 
         assemble([spare], run=True)
 
 
+def test_a_spare_need_not_know_what_the_legs_know(tmp_path: Path) -> None:
+    first, second, spare = make_candidates(tmp_path, spares=1)
+    changed = [with_super(leg, resync_offset_sectors=8192) for leg in (first, second)]
+    assert len(assemble([*changed, spare]).spares) == 1
+
+
 def test_a_spare_with_the_most_events_does_not_decide(tmp_path: Path) -> None:
     first, second, spare = make_candidates(tmp_path, spares=1)
     assembly = assemble([first, second, with_super(spare, events=99)])
@@ -307,22 +313,26 @@ def test_a_resize_that_was_cut_off_is_told_and_does_not_stand_in_the_way(legs: l
     assert assembly.slots_of_other_size == (2,)
 
 
-def test_a_leg_that_lacks_slots_is_told_and_the_bitmaps_are_read_from_the_other(legs: list[Candidate]) -> None:
+def test_a_leg_that_lacks_slots_is_refused_unless_the_caller_heals_it(legs: list[Candidate]) -> None:
     blank = with_slot(legs[0], 2, BLANK_SLOT)
-    assembly = assemble([blank, legs[1]])
+    with pytest.raises(NoBitmapSuperblock, match="slot 2"):
+        assemble([blank, legs[1]])
+    assembly = assemble([blank, legs[1]], heals_bitmaps=True)
     assert assembly.bitmap_path == legs[1].path
     assert assembly.incomplete_bitmap_paths == (legs[0].path,)
     nothing = dataclasses.replace(legs[0], slots=(BLANK_SLOT,))
-    assert assemble([nothing, legs[1]]).incomplete_bitmap_paths == (legs[0].path,)
-    whole = assemble(legs)
+    assert assemble([nothing, legs[1]], heals_bitmaps=True).incomplete_bitmap_paths == (legs[0].path,)
+    whole = assemble(legs, heals_bitmaps=True)
     assert (whole.bitmap_path, whole.incomplete_bitmap_paths) == (legs[0].path, ())
 
 
-def test_a_slot_that_no_leg_has_is_refused(legs: list[Candidate]) -> None:
+def test_a_slot_that_no_leg_has_or_that_is_damaged_is_refused(legs: list[Candidate]) -> None:
     with pytest.raises(NoBitmapSuperblock, match="slot 2"):
-        assemble([with_slot(legs[0], 2, BLANK_SLOT)], run=True)
+        assemble([with_slot(legs[0], 2, BLANK_SLOT)], run=True, heals_bitmaps=True)
     with pytest.raises(NoBitmapSuperblock, match="slot 2"):
-        assemble([with_slot(leg, 2, BLANK_SLOT) for leg in legs])
+        assemble([with_slot(leg, 2, BLANK_SLOT) for leg in legs], heals_bitmaps=True)
+    with pytest.raises(NoBitmapSuperblock, match="deadbeef"):
+        assemble([legs[0], with_slot(legs[1], 2, BAD_SLOT)], heals_bitmaps=True)
 
 
 def test_the_bitmaps_of_a_leg_that_recovers_are_not_looked_at(legs: list[Candidate]) -> None:
