@@ -167,7 +167,7 @@ def assemble(
     used_paths = {leg.path for leg in used}
     _check_layouts([member for member in members if member.path in used_paths], freshest)
     complete, incomplete = _bitmap_legs(members, in_sync, heals_bitmaps)
-    layout, bitmap = _check_bitmaps(members, complete + incomplete)
+    layout, bitmap = _check_bitmaps(members, complete + incomplete, freshest.superblock)
     if cluster_name is not None and cluster_name != bitmap.cluster_name_text:
         raise OtherCluster(path=in_sync[0].path, found=bitmap.cluster_name_text, wanted=cluster_name)
     legs = tuple(sorted((leg for leg in used if leg.state is not LegState.SPARE), key=lambda leg: leg.role))
@@ -383,7 +383,7 @@ def _check_bitmaps(members: Sequence[_Member], legs: Sequence[AssembledLeg]) -> 
                 path=leg.path, slot=slot, found=bitmap.uuid_text, uuid=leg.superblock.set_uuid_text
             )
         if reference is None or layout is None:
-            reference, layout = bitmap, checked_layout(leg.superblock, bitmap, path=leg.path)
+            reference, layout = bitmap, checked_layout(freshest, bitmap, path=leg.path)
         _check_slot(leg.path, slot, bitmap, reference, layout)
     assert reference is not None, "the first leg has all slots"
     assert layout is not None

@@ -313,6 +313,14 @@ def test_a_resize_that_was_cut_off_is_told_and_does_not_stand_in_the_way(legs: l
     assert assembly.slots_of_other_size == (2,)
 
 
+def test_the_size_is_that_of_the_freshest_leg_when_nodes_died_in_a_resize(legs: list[Candidate]) -> None:
+    shrunk = with_super(legs[1], events=11, size_sectors=4096)
+    assembly = assemble([legs[0], shrunk])
+    assert assembly.layout.size_sectors == assembly.superblock.size_sectors == 4096
+    assert {leg.recovery_offset_sectors for leg in assembly.legs} == {4096}
+    assert assembly.slots_of_other_size == (0, 1, 2, 3)
+
+
 def test_a_leg_that_lacks_slots_is_refused_unless_the_caller_heals_it(legs: list[Candidate]) -> None:
     blank = with_slot(legs[0], 2, BLANK_SLOT)
     with pytest.raises(NoBitmapSuperblock, match="slot 2"):
