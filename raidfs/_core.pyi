@@ -88,6 +88,9 @@ class Engine:
     def publish_legs(self, states: Sequence[LegState]) -> None:
         """Publish the state of every leg; at least one must be in sync."""
 
+    def block_leg(self, leg: int) -> None:
+        """Leave a leg out from now on, as if it had failed a write (md: Blocked); answer with `leg_failure`."""
+
     def leg_failure(self, leg: int, *, recorded: bool) -> None:
         """Answer LEG_FAILED: ``recorded`` drops the leg for good, else it counts again and its writes fail."""
 

@@ -205,6 +205,17 @@ cdef class Engine:
             run(e)
             pthread_mutex_unlock(&e.mutex)
 
+    def block_leg(self, uint32_t leg):
+        """Leave a leg out from now on, as if it had failed a write; answer with `leg_failure`."""
+        cdef EngineState *e = self.e
+        if leg >= e.legs_count:
+            raise ValueError(f"there is no leg {leg}")
+        with nogil:
+            pthread_mutex_lock(&e.mutex)
+            e.legs[leg].blocked = True
+            legs_derive(e)
+            pthread_mutex_unlock(&e.mutex)
+
     def leg_failure(self, uint32_t leg, *, bint recorded):
         """Answer LEG_FAILED: `recorded` drops the leg for good, else it counts again and its writes fail."""
         cdef EngineState *e = self.e

@@ -593,6 +593,27 @@ class BlockTooLarge(NodeError):
     errno = _errno.EINVAL
 
 
+class NoSuchLeg(NodeError):
+    """A path that is not an image of the array."""
+
+    template = "{path} is not a leg of this array; its legs are {legs}"
+    exit_code = EXIT_USAGE
+    errno = _errno.ENODEV
+
+
+class CannotFollow(NodeError):
+    """What other nodes have written to the superblock cannot be applied here; the node serves nothing any more."""
+
+    template = "this node cannot follow the metadata: {reason}; unmount and mount again"
+
+
+class LastLeg(NodeError):
+    """Without this leg nothing of the data would be left."""
+
+    template = "{path} is the last leg in sync; it is never failed"
+    errno = _errno.EBUSY
+
+
 class MetadataLost(NodeError):
     """No leg took a superblock update."""
 

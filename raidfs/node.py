@@ -4,11 +4,12 @@ Joining, all of it under ``token`` EX so that nobody else joins or changes metad
 
 1. read the images and see which array they make up;
 2. join the lock space named by the array's UUID; take the token; claim a slot (``alive``, ``bitmap``);
-3. prove with flock that no other lock manager's nodes use the images; read the metadata again, which may have changed
+3. look that all members speak our version of the protocol, and become a receiver of messages;
+4. prove with flock that no other lock manager's nodes use the images; read the metadata again, which may have changed
    before we had the token, and choose the legs;
-4. load the own slot's bits, and add those of every slot whose node does not run;
-5. unless read-only: make ``resync_offset = 0`` durable, then the own slot; from now on the engine may write;
-6. give the token back.
+5. load the own slot's bits, and add those of every slot whose node does not run;
+6. unless read-only: make ``resync_offset = 0`` durable, then the own slot; from now on the engine may write;
+7. give the token back; messages are processed from now on.
 
 Leaving: drain, bitmap flushed, locks released. Losing the lock manager is losing the membership: the engine is fenced
 at once, every request gets EIO, and the node serves nothing but that until it is unmounted.
@@ -26,11 +27,15 @@ from raidfs.array.array import Array
 from raidfs.array.assemble import Assembly, assemble
 from raidfs.array.images import OpenImage
 from raidfs.backend import LegBackend
+from raidfs.cluster.channel import Channel
 from raidfs.cluster.membership import Membership
+from raidfs.cluster.mutex import ReconfigMutex
+from raidfs.cluster.receiver import Receiver
 from raidfs.control.schema import NodeStatus
 from raidfs.errors import LockError, LockspaceLost, RaidfsError
 from raidfs.host import Host, LinuxHost
 from raidfs.lock.api import Lockspace
+from raidfs.mddev import Mddev
 from raidfs.node_options import NodeOptions
 from raidfs.node_status import node_status
 from raidfs.runtime import Runtime
@@ -59,7 +64,8 @@ class Volume:
 class Node:
     """A node that has joined; made by `open_node`."""
 
-    def __init__(self, runtime: Runtime, options: NodeOptions, array: Array, membership: Membership) -> None:
+    def __init__(self, runtime: Runtime, options: NodeOptions, array: Array, channel: Channel) -> None:
+        membership = channel.membership
         self.options = options
         self.array = array
         self.membership = membership
@@ -69,7 +75,11 @@ class Node:
         self.members: dict[int, str] = {}
         self.suspended = (0, 0)
         self.runtime = runtime
+        self.channel = channel
+        self.mddev = Mddev(array, channel, channel.reconfig_mutex, self.fence)
+        self.receiver = Receiver(channel, self.mddev)
         self._leaving = False
+        self._watched: set[int] = set()
 
     def status(self) -> NodeStatus:
         """Return everything that ``raidfs status`` tells, of this moment, without waiting."""
@@ -103,52 +113,61 @@ class Node:
     async def watch_membership(self) -> None:
         """Fence the engine as soon as the lock space is lost (P6)."""
         reason = await self.membership.lockspace.wait_lost()
-        if self._leaving:
-            return
-        self.lost = reason
-        self.array.port.engine.fence(errno.EIO)
-        log.error("lost the membership: %s; every request fails now, unmount and mount again", reason)
+        if not self._leaving:
+            self.fence(f"lost the membership: {reason}")
 
     async def watch_members(self) -> None:
-        """Keep the list of members for `status`."""
-        while self.lost is None:
-            with contextlib.suppress(LockError):
-                await self.refresh()
-            await self.runtime.sleep(MEMBERS_REFRESH_S, what="the next look at the members")
+        """Keep the list of members, and a request on ``alive`` of each, whose grant says that it has gone."""
+        async with self.runtime.open_nursery() as nursery:
+            while self.lost is None:
+                with contextlib.suppress(LockError):
+                    await self.refresh()
+                for slot in self.members:
+                    if slot != self.membership.slot and slot not in self._watched:
+                        self._watched.add(slot)
+                        nursery.start_soon(self._watch_peer, slot, name=f"watch slot {slot}")
+                await self.runtime.sleep(MEMBERS_REFRESH_S, what="the next look at the members")
+            nursery.cancel_scope.cancel()
+
+    async def _watch_peer(self, slot: int) -> None:
+        try:
+            await self.membership.wait_gone(slot)
+            self._watched.discard(slot)
+            await self.refresh()
+            await self.mddev.peer_gone(slot)
+        except (RaidfsError, OSError) as e:
+            if self._leaving or self.lost is not None:
+                return  # the lock space was left, which cancels the request
+            log.error("after slot %d has gone: %s", slot, e)
 
     async def answer_failures(self) -> None:
-        """Record legs that failed, or refuse to: see `Node.answer_failure`."""
+        """Record legs that the engine reports as failed, so that writes that wait for it may return."""
         array = self.array
         while True:
             await array.failures.wait_event(lambda: bool(array.failed), what="a leg to fail")
             index, _ = array.failed.pop(0)
             try:
-                await self.answer_failure(index)
+                await self.mddev.leg_failed(index)
             except (RaidfsError, OSError) as e:
                 log.error("%s: its failure could not be recorded: %s", array.legs[index].path, e)
-                array.refuse_failure(index)
 
-    async def answer_failure(self, index: int) -> None:
-        """Record a leg's failure while this node is alone; refuse while others would not hear of it.
-
-        A node that knew nothing of the failure would go on reading the leg. Until nodes can tell each other, writes
-        that meet the error fail: nothing is acknowledged that is not on every leg (P1).
-        """
-        async with self.membership.token():
-            if await self.membership.alone():
-                await self.array.record_failure(index)
-                return
-        log.error("%s: kept, because other nodes use it too; writes that fail on it return EIO", self._path(index))
-        self.array.refuse_failure(index)
-
-    def _path(self, index: int) -> str:
-        return self.array.legs[index].path
+    def fence(self, reason: str) -> None:
+        """Serve nothing any more: every request gets EIO from now on (P6); a second reason changes nothing."""
+        if self.lost is not None:
+            return
+        self.lost = reason
+        self.array.port.engine.fence(errno.EIO)
+        log.error("%s; every request fails now, unmount and mount again", reason)
 
     # ---- leaving ---------------------------------------------------------------------------------------------------
 
     async def leave(self) -> None:
         """Bring the bitmap to the disk and release everything; what was lost stays lost without an error."""
         array = self.array
+        if self.membership.lockspace.lost is None:
+            # As md's do_md_stop: with reconfig_mutex, and the receiver stopped before its locks go (D1).
+            await self.mddev.reconfig_mutex.lock("leaving")
+            await self.receiver.stop()
         if self.lost is None:
             try:
                 await array.port.drain(0, array.size_bytes)
@@ -189,13 +208,20 @@ async def _joined(
     with contextlib.ExitStack() as cleanup:
         async with runtime.open_nursery() as nursery:
             async with membership.token():
-                await membership.claim_slot(options.slot)
+                slot = await membership.claim_slot(options.slot)
+                channel = Channel(runtime, membership, ReconfigMutex(runtime), slot)
                 assembly, images = await _claimed(options, host, membership, cleanup)
                 array = Array(runtime, assembly, images, wall_time=host.wall_time, read_only=options.read_only)
+                node = Node(runtime, options, array, channel)
+                await channel.create_locks(node.receiver.ack_bast)
+                await channel.check_protocols()
+                await channel.become_receiver()
+                nursery.start_soon(node.receiver.run, name="receiver")
                 backend = _attached(host, array, images, cleanup)
                 nursery.start_soon(backend.run, name="leg backend")
                 await _load(array, membership)
-            node = Node(runtime, options, array, membership)
+                node.mddev.loaded()
+                node.receiver.already_in_cluster()
             await node.refresh()
             nursery.start_soon(node.watch_membership, name="membership")
             nursery.start_soon(node.watch_members, name="members")

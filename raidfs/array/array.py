@@ -17,10 +17,10 @@ from raidfs.array.assemble import Assembly
 from raidfs.array.assemble import LegState as AssembledState
 from raidfs.array.metadata import Metadata, MetadataLeg
 from raidfs.array.port import EnginePort
-from raidfs.errors import BlockTooLarge
+from raidfs.errors import BlockTooLarge, NoSuchLeg
 from raidfs.format.bitmap import SUPER_BYTES as BITMAP_SUPER_BYTES
 from raidfs.format.bitmap import BitmapState, BitmapSuperblock
-from raidfs.format.superblock import MAX_SECTOR, ROLE_FAULTY, Superblock
+from raidfs.format.superblock import MAX_SECTOR, Superblock
 from raidfs.runtime import Runtime
 from raidfs.units import PAGE_BYTES, SECTOR_BYTES, round_down, round_up
 
@@ -160,8 +160,12 @@ class Array:
 
     async def activate(self) -> None:
         """Write the own slot, so that imported bits are durable; the array may be written afterwards."""
-        self.port.engine.set_events(self.superblock.events)
+        self.publish_events()
         await self.port.sweep()
+
+    def publish_events(self) -> None:
+        """Tell the engine the event count, for the bitmap superblock (md: md_bitmap_update_sb)."""
+        self.port.engine.set_events(self.superblock.events)
 
     # ---- running -------------------------------------------------------------------------------------------------
 
@@ -176,24 +180,36 @@ class Array:
         else:
             log.warning("%s: read failed at byte %d, another leg is tried: %s", path, offset, reason)
 
-    async def record_failure(self, index: int) -> None:
-        """Make a leg's failure durable on the others and drop it; needs the token and no other node.
+    def find_leg(self, path: str) -> ArrayLeg:
+        """Return the leg with that image; raises NoSuchLeg."""
+        real = os.path.realpath(path)
+        for leg in self.legs:
+            if leg.path and os.path.realpath(leg.path) == real:
+                return leg
+        raise NoSuchLeg(path=path, legs=", ".join(leg.path for leg in self.legs if leg.path))
 
-        Raises MetadataLost when no leg took the record; the leg then still counts.
-        """
-        leg = self.legs[index]
-        assert leg.number is not None
-        self.metadata.drop(index)
-        number = leg.number
-        await self.metadata.update(lambda superblock: superblock.with_role(number, ROLE_FAULTY))
+    def is_last(self, leg: ArrayLeg) -> bool:
+        """Whether the array would have no leg in sync without this one."""
+        return not any(other.state == LegState.IN_SYNC and other is not leg for other in self.legs)
+
+    def good_number(self) -> int:
+        """Return the device number of the first leg in sync: the one that others shall read."""
+        return next(leg.number for leg in self.legs if leg.state == LegState.IN_SYNC and leg.number is not None)
+
+    def mark_faulty(self, leg: ArrayLeg) -> None:
+        """Leave a leg out from now on; writes wait until `release` (md: Faulty and Blocked)."""
         leg.state = LegState.FAULTY
-        self.port.engine.set_events(self.superblock.events)
-        self.port.engine.leg_failure(index, recorded=True)
+        self.metadata.drop(leg.index)
+        self.port.engine.block_leg(leg.index)
         log.error("%s: the leg is faulty and left out; the array is degraded", leg.path)
 
-    def refuse_failure(self, index: int) -> None:
+    def release(self, leg: ArrayLeg) -> None:
+        """All nodes have left a faulty leg out and its record is durable (P1): writes that waited for that go on."""
+        self.port.engine.leg_failure(leg.index, recorded=True)
+
+    def keep(self, leg: ArrayLeg) -> None:
         """Keep a leg although it failed: what was written meanwhile fails with EIO, nothing was acknowledged."""
-        self.port.engine.leg_failure(index, recorded=False)
+        self.port.engine.leg_failure(leg.index, recorded=False)
 
     async def flush_bitmap(self) -> None:
         """Bring everything to the disk and clear the bits that may be cleared (md: md_bitmap_flush)."""

@@ -69,17 +69,23 @@ class Metadata:
         """Write no more metadata to a leg: it is faulty."""
         self._legs = [leg for leg in self._legs if leg.index != index]
 
-    async def reload(self) -> Superblock:
-        """Read all superblocks again and return the freshest; a leg that cannot be read counts not.
+    async def reload(self, number: int | None = None) -> Superblock:
+        """Read all superblocks again and return the one to believe; a leg that cannot be read counts not.
 
-        Raises MetadataLost when none can be read.
+        That is the one of device ``number`` if it is given and can be read (md reads the leg that the message names),
+        else the freshest. Raises MetadataLost when none can be read.
         """
-        return self._freshest(*await self._read_all())
+        found, problems = await self._read_all()
+        named = [superblock for superblock in found.values() if superblock.dev_number == number]
+        if named:
+            self.superblock = named[0]
+            return named[0]
+        return self._freshest(found, problems)
 
-    async def update(self, change: Callable[[Superblock], Superblock]) -> Superblock:
+    async def update(self, change: Callable[[Superblock], Superblock], *, without: int | None = None) -> Superblock:
         """Apply ``change`` to the freshest superblock and write it everywhere, durably; the caller holds the token.
 
-        A change that leaves the superblock as it is writes nothing. A leg that fails the write is left to the engine
+        The leg ``without`` is left as it is: the change says that it is faulty (md writes no faulty device). A change that leaves the superblock as it is writes nothing. A leg that fails the write is left to the engine
         to notice; MetadataLost is raised when no leg took it.
         """
         own, problems = await self._read_all()
@@ -90,7 +96,7 @@ class Metadata:
         changed = dataclasses.replace(changed, events=current.events + 1, utime=self._wall_time())
         written = 0
         for leg in self._legs:
-            if leg.index not in own:
+            if leg.index not in own or leg.index == without:
                 continue
             try:
                 await self._port.leg_write(leg.index, SUPER_OFFSET_BYTES, for_leg(changed, own[leg.index]).encode())

@@ -9,7 +9,7 @@ Every join happens under ``token`` EX, so two joins, or a join and a metadata up
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from raidfs.errors import LockRefused, NoFreeSlot, SlotOutOfRange, SlotTaken
 from raidfs.lock.api import Lock, Lockspace, Mode
@@ -34,13 +34,13 @@ class Membership:
         self.slot: int | None = None
         self._locks: dict[str, Lock] = {}
 
-    async def lock(self, resource: str) -> Lock:
-        """Return this node's lock on a resource; it is created in NL once and kept.
+    async def lock(self, resource: str, *, on_blocking: Callable[[Mode], None] | None = None) -> Lock:
+        """Return this node's lock on a resource; it is created in NL once, with ``on_blocking``, and kept.
 
         Holding NL on everything is what lets a survivor hear that a value block has become invalid.
         """
         if resource not in self._locks:
-            self._locks[resource] = await self.lockspace.lock(resource)
+            self._locks[resource] = await self.lockspace.lock(resource, on_blocking=on_blocking)
         return self._locks[resource]
 
     @contextlib.asynccontextmanager
@@ -66,7 +66,12 @@ class Membership:
             try:
                 await alive.convert(Mode.EX, noqueue=True)
             except LockRefused:
-                continue
+                async with self.idle_slot(slot) as idle:
+                    if not idle:
+                        continue
+                await alive.convert(
+                    Mode.EX
+                )  # its owner is gone; only survivors who just heard of that hold it, briefly
             bitmap = await self.lock(bitmap_name(slot))
             await bitmap.convert(Mode.PW)
             self.slot = slot
@@ -100,6 +105,12 @@ class Membership:
         finally:
             if self.lockspace.lost is None:
                 await bitmap.convert(Mode.NL)
+
+    async def wait_gone(self, slot: int) -> None:
+        """Return when the owner of another slot has gone: left, or died and its locks were purged (section 2.4)."""
+        alive = await self.lock(alive_name(slot))
+        await alive.convert(Mode.PR)
+        await alive.convert(Mode.NL)
 
     async def alone(self) -> bool:
         """Tell whether no other slot is alive; the answer holds as long as the caller holds the token."""

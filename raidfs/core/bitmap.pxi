@@ -146,7 +146,7 @@ cdef void page_write(EngineState *e, Page *page) noexcept nogil:
     cdef uint64_t start = <uint64_t> page.index * PAGE_BYTES
     cdef uint64_t i
     cdef uint32_t leg
-    if e.fenced:
+    if e.fenced or not e.writable:       # no leg: it stays due, see legs_unblocked
         return
     ENSURE(not page.writing)
     page.due = False

@@ -45,6 +45,10 @@ cdef void leg_error(EngineState *e, uint32_t leg, int error, uint64_t offset) no
 
 cdef void legs_unblocked(EngineState *e) noexcept nogil:
     """A failure has been recorded or refused: whoever waited for that goes on."""
+    cdef uint32_t i
+    for i in range(e.pages_count):
+        if e.pages[i].due:
+            page_due(e, &e.pages[i])
     if not e.blocked:
         wake_all(e, &e.failure_queue)
         wake_all(e, &e.blocked_queue)

@@ -215,6 +215,12 @@ cdef void write_advance(EngineState *e, Request *r) noexcept nogil:
         if not page.writing:
             page_due(e, page)
         return
+    if not e.writable:
+        if e.blocked:
+            park(e, r, &e.blocked_queue, STAGE_BLOCKED)
+        else:
+            write_finish(e, r)
+        return
     # 5. data to all legs at once
     data_submit(e, r)
 

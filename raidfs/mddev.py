@@ -1,0 +1,260 @@
+"""The array as the cluster changes it (md's ``struct mddev``): one mutex, one way to change, one way to follow.
+
+*Changing*: `Mddev.update_sb` is the metadata transaction that everybody uses. Under ``reconfig_mutex`` it gets the
+token, reads the superblocks again and applies what others have changed meanwhile; looks whether its own change is
+still needed; writes every leg, durably, with the event count raised by one; and announces it. It returns when every
+node has applied it.
+
+*Following*: `Mddev.reload_sb` reads the superblock that a message announces and applies every difference, in the order
+of md's check_sb_changes; a node that cannot follow says why and fences itself, since it would go on with a leg that
+the others have given up. After a node's death every survivor looks at the superblocks too: the dead one may have
+written a change and announced it to some only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+
+from raidfs._core import LegState
+from raidfs.array.array import Array, ArrayLeg
+from raidfs.cluster.channel import Channel
+from raidfs.cluster.messages import Message, MessageType, Result
+from raidfs.cluster.mutex import ReconfigMutex
+from raidfs.errors import CannotFollow, LastLeg, MessageNotAcknowledged, MessageRefused, MetadataLost
+from raidfs.format.superblock import ROLE_FAULTY, Superblock
+from raidfs.units import SECTOR_BYTES
+
+log = logging.getLogger(__name__)
+
+
+class Mddev:
+    """The array of a node that is a member of a cluster; ``fence`` is called when this node cannot follow."""
+
+    def __init__(
+        self, array: Array, channel: Channel, reconfig_mutex: ReconfigMutex, fence: Callable[[str], None]
+    ) -> None:
+        self.array = array
+        self.reconfig_mutex = reconfig_mutex
+        self.suspended: tuple[int, int, int] | None = None  # slot, low, high of a resync elsewhere, in sectors
+        self.recovery_map: set[int] = set()  # slots whose nodes left with an unfinished resync
+        self.updates = 0
+        self._channel = channel
+        self._fence = fence
+        self._loaded = False
+        self._marked: list[ArrayLeg] = []  # faulty on disk and here, and perhaps not yet on all nodes
+        self._unannounced = False  # something was written that some node may not know
+
+    # ---- changing --------------------------------------------------------------------------------------------------
+
+    async def update_sb(
+        self, change: Callable[[Superblock], Superblock] | None = None, *, without: int | None = None
+    ) -> bool:
+        """Change the superblock for all nodes; the caller holds reconfig_mutex. Returns whether anything was written.
+
+        Without ``change`` it announces what is on disk if that may be news to somebody; ``without`` is a leg that is
+        not to be written. Raises MessageRefused and
+        MessageNotAcknowledged *after* the change is durable, CannotFollow and MetadataLost before anything was written;
+        whatever is raised, the token is given back.
+        """
+        array = self.array
+        await self._channel.metadata_update_start()
+        try:
+            before = await array.metadata.reload()
+            self._must_follow(before)
+            written = before if change is None else await array.metadata.update(change, without=without)
+            self._must_follow(written)
+        except BaseException:
+            await self._channel.metadata_update_cancel()
+            raise
+        if written == before and not self._marked and not self._unannounced:
+            await self._channel.metadata_update_cancel()  # someone else did it
+            return False
+        self.updates += 1
+        self._unannounced = True
+        message = Message(
+            MessageType.METADATA_UPDATED,
+            slot=self._channel.slot,
+            low=written.events,
+            high=written.size_sectors,
+            raid_slot=array.good_number(),
+        )
+        try:
+            await self._channel.metadata_update_finish(message)
+        except MessageRefused:
+            self._all_followed()  # who refused has fenced itself: all that serve have applied it
+            raise
+        self._all_followed()
+        return written != before
+
+    def _all_followed(self) -> None:
+        """Every node has applied what is on disk: writes that waited for that go on."""
+        self._unannounced = False
+        self.barrier_passed()
+
+    def barrier_passed(self) -> None:
+        """See `raidfs.cluster.receiver.Mddev`."""
+        for leg in self._marked:
+            self.array.release(leg)
+        self._marked.clear()
+
+    def _must_follow(self, superblock: Superblock) -> None:
+        result = self._follow(superblock)
+        if result is not Result.APPLIED:
+            self._cannot_follow(result)
+            raise CannotFollow(reason=result.text)
+
+    async def touch(self) -> None:
+        """Raise the event count on all nodes and nothing else: a metadata update for tests and measurements."""
+        await self.reconfig_mutex.lock("touch")
+        try:
+            await self.update_sb(_touched)
+        finally:
+            self.reconfig_mutex.unlock()
+
+    async def fail(self, path: str) -> None:
+        """Make a leg faulty on all nodes (``raidfs fail``); raises NoSuchLeg, LastLeg, MessageRefused."""
+        await self.reconfig_mutex.lock("fail")
+        try:
+            leg = self.array.find_leg(path)
+            if leg.state == LegState.FAULTY:
+                return
+            if leg.state == LegState.IN_SYNC and self.array.is_last(leg):
+                raise LastLeg(path=leg.path)
+            self.array.port.engine.block_leg(leg.index)
+            await self._record(leg)
+        finally:
+            self.reconfig_mutex.unlock()
+
+    async def leg_failed(self, index: int) -> None:
+        """Record a leg's failure that the engine reported; its writes wait for that.
+
+        While a member does not acknowledge, nothing may be acknowledged to users either, so it is announced again.
+        """
+        leg = self.array.legs[index]
+        while leg.state != LegState.FAULTY or leg in self._marked:
+            await self.reconfig_mutex.lock("a leg that failed")
+            try:
+                await self._record(leg)
+            except LastLeg:
+                return
+            except MessageRefused as e:
+                log.error("%s", e)
+            except MessageNotAcknowledged as e:
+                log.error("%s; trying again", e)
+            finally:
+                self.reconfig_mutex.unlock()
+
+    async def _record(self, leg: ArrayLeg) -> None:
+        """Write a leg's failure to the others and announce it, unless that has been done (P1)."""
+        number = leg.number
+        assert number is not None
+        try:
+            await self.update_sb(lambda superblock: self._without(superblock, leg, number), without=leg.index)
+        except BaseException:
+            if leg.state != LegState.FAULTY:
+                self.array.keep(leg)  # nothing was written
+            raise
+
+    def _without(self, superblock: Superblock, leg: ArrayLeg, number: int) -> Superblock:
+        # Looked at under the token: another node may have failed this leg or another one meanwhile.
+        if leg.state == LegState.IN_SYNC and self.array.is_last(leg):
+            raise LastLeg(path=leg.path)
+        return superblock.with_role(number, ROLE_FAULTY)
+
+    # ---- following -------------------------------------------------------------------------------------------------
+
+    def loaded(self) -> None:
+        """The array is started: from now on messages change it (B3)."""
+        self._loaded = True
+
+    def is_loaded(self) -> bool:
+        """See `raidfs.cluster.receiver.Mddev`."""
+        return self._loaded
+
+    async def reload_sb(self, raid_slot: int | None, events: int) -> Result:
+        """See `raidfs.cluster.receiver.Mddev`; a result other than APPLIED has fenced this node."""
+        try:
+            superblock = await self.array.metadata.reload(raid_slot)
+        except MetadataLost as e:
+            log.error("%s", e)
+            return self._cannot_follow(Result.UNREADABLE)
+        if superblock.events < events:
+            return self._cannot_follow(Result.BEHIND)
+        result = self._follow(superblock)
+        return result if result is Result.APPLIED else self._cannot_follow(result)
+
+    def _follow(self, superblock: Superblock) -> Result:
+        """Apply every difference, in md's order (check_sb_changes); without an await, so nobody sees half of it.
+
+        A leg that has become faulty is left out at once, but writes that wait for its failure go on only when every
+        node has left it out: another node could still read the leg and miss a write that was acknowledged here.
+        """
+        array = self.array
+        if superblock.size_sectors != array.layout.size_sectors:
+            return Result.SIZE
+        for leg in array.legs:
+            if leg.number is None or leg.state == LegState.FAULTY:
+                continue
+            if superblock.role_of(leg.number) == ROLE_FAULTY:
+                if leg.state == LegState.IN_SYNC and array.is_last(leg):
+                    return Result.LAST_LEG
+                array.mark_faulty(leg)
+                self._marked.append(leg)
+        if superblock.raid_disks != len([leg for leg in array.legs if not leg.is_spare]):
+            return Result.NOT_SUPPORTED
+        array.publish_events()
+        return Result.APPLIED
+
+    def _cannot_follow(self, result: Result) -> Result:
+        self._fence(f"this node cannot follow the metadata: {result.text}")
+        return result
+
+    async def peer_gone(self, slot: int) -> None:
+        """A node has left or died: it may have written a change and announced it to some or none (section 3.5).
+
+        Whoever finds something new on the disk announces it, so that all know before writes that wait for it go on.
+        """
+        await self.reconfig_mutex.lock("a node that has gone")
+        try:
+            if self.suspended is not None and self.suspended[0] == slot:
+                log.warning("slot %d has gone while it resynced; its range is open again", slot)
+                self._lift()
+            await self.update_sb()
+        finally:
+            self.reconfig_mutex.unlock()
+
+    async def remote_resync(self, slot: int, low: int, high: int) -> Result:
+        """See `raidfs.cluster.receiver.Mddev`."""
+        if high == 0:
+            self._lift()
+            return Result.APPLIED
+        self.suspended = (slot, low, high)
+        start, end = low * SECTOR_BYTES, high * SECTOR_BYTES
+        self.array.port.engine.suspend(start, end)
+        await self.array.port.drain(start, end)
+        return Result.APPLIED
+
+    def _lift(self) -> None:
+        self.suspended = None
+        self.array.port.engine.suspend(0, 0)
+
+    def remote_resync_started(self, slot: int) -> Result:
+        """See `raidfs.cluster.receiver.Mddev`; no spare waits here for a resync to start."""
+        log.info("slot %d has begun to resync", slot)
+        return Result.APPLIED
+
+    def bitmap_needs_sync(self, slot: int) -> Result:
+        """See `raidfs.cluster.receiver.Mddev`: the slot's bits are on disk and wait there for a resync."""
+        self.recovery_map.add(slot)
+        return Result.APPLIED
+
+    def change_capacity(self, size_sectors: int) -> Result:
+        """See `raidfs.cluster.receiver.Mddev`."""
+        return Result.APPLIED if size_sectors == self.array.layout.size_sectors else Result.SIZE
+
+
+def _touched(superblock: Superblock) -> Superblock:
+    # The microseconds of the update time, which nobody reads; `Metadata.update` sets the whole field anyway.
+    return dataclasses.replace(superblock, utime=superblock.utime ^ 1 << 40)
