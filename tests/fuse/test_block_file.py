@@ -7,14 +7,29 @@ import mmap
 import os
 import pathlib
 import stat
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 
 import pytest
-from support.mounted import SIZE_BYTES, Backend, Node
+from support.mounted import SIZE_BYTES, Array, Backend, Memory, Node
 
 pytestmark = [pytest.mark.fuse, pytest.mark.slow]
 
 Opener = Callable[[int], int]
+
+
+@pytest.fixture(scope="module", params=["memory", "array"])
+def node(request: pytest.FixtureRequest) -> Iterator[Node]:
+    # One mount for the whole module: nothing here changes it, and every test writes what it reads.
+    with tempfile.TemporaryDirectory(prefix="raidfs-") as path, pytest.MonkeyPatch.context() as environment:
+        directory = pathlib.Path(path).resolve()
+        environment.setenv("RAIDFS_RUNTIME_DIR", str(directory / "run"))
+        (directory / "n0").mkdir()
+        backend: Backend = Memory() if request.param == "memory" else Array(directory)
+        try:
+            yield backend.mount(directory / "n0")
+        finally:
+            backend.close()
 
 
 def _errno_of(call: Callable[[], object]) -> int | None:
@@ -154,8 +169,8 @@ class TestDurability:
     """Which writes reach the volume as durable; a bytearray remembers (its status tells the count as written_bytes)."""
 
     @pytest.fixture
-    def backend(self, memory: Backend) -> Backend:
-        return memory
+    def node(self, memory: Memory, directories: list[pathlib.Path]) -> Node:
+        return memory.mount(directories[0])
 
     def _durable_and_flushes(self, node: Node) -> tuple[int, int]:
         engine = node.status().engine
