@@ -368,7 +368,9 @@ def _bitmap_legs(
     return complete, incomplete
 
 
-def _check_bitmaps(members: Sequence[_Member], legs: Sequence[AssembledLeg]) -> tuple[ArrayLayout, BitmapSuperblock]:
+def _check_bitmaps(
+    members: Sequence[_Member], legs: Sequence[AssembledLeg], freshest: Superblock
+) -> tuple[ArrayLayout, BitmapSuperblock]:
     """Return the layout and slot 0's superblock of the first leg, after comparing the slots of all legs with it.
 
     A leg that is still recovering is not among them: its bitmaps are written when it is in sync.
