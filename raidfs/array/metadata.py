@@ -85,8 +85,9 @@ class Metadata:
     async def update(self, change: Callable[[Superblock], Superblock], *, without: int | None = None) -> Superblock:
         """Apply ``change`` to the freshest superblock and write it everywhere, durably; the caller holds the token.
 
-        The leg ``without`` is left as it is: the change says that it is faulty (md writes no faulty device). A change that leaves the superblock as it is writes nothing. A leg that fails the write is left to the engine
-        to notice; MetadataLost is raised when no leg took it.
+        The leg ``without`` is left as it is: the change says that it is faulty (md writes no faulty device). A change
+        that leaves the superblock as it is writes nothing. A leg that fails the write is left to the engine to notice;
+        MetadataLost is raised when no leg took it.
         """
         own, problems = await self._read_all()
         current = self._freshest(own, problems)
