@@ -37,6 +37,7 @@ extensions = [
     for name, path in [
         ("raidfs._core", "raidfs/_core.pyx"),
         ("raidfs._backend_threads", "raidfs/_backend_threads.pyx"),
+        *([("debug_probe", "tests/core/debug_probe.pyx")] if DEBUG else []),
     ]
 ]
 
