@@ -769,10 +769,8 @@ class BadRange(UsageError):
 class SimulationFailed(RaidfsError):
     """A simulated cluster did what none may do; ``check`` names the rule."""
 
-    template = "{check}: {what}"
-
     @property
-    def check(self) -> str:
+    def rule(self) -> str:
         """The name of the rule that was broken."""
         return str(self.facts.get("check", type(self).__name__))
 
@@ -787,3 +785,9 @@ class TooManySteps(SimulationFailed):
     """A simulation that does not come to an end: tasks wake each other for ever."""
 
     template = "no end after {steps} steps:\n{waits}"
+
+
+class RuleBroken(SimulationFailed):
+    """A checker saw something that must never be; `raidfs.sim.checkers` lists the rules."""
+
+    template = "{check}: {what}"
