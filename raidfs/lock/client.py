@@ -99,7 +99,10 @@ class _SocketCarrier:
         else:
             self.hub.lose(f"the lock server left {self._link.unread_bytes} bytes unread")
 
+    # Whoever calls this has told the members that they hold nothing any more.
     def close(self) -> None:
+        self._link.send(wire.Bye())
+        self._link.flush()
         self._link.close()
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
+from typing import NamedTuple
 
 import trio
 
@@ -22,6 +23,7 @@ RECEIVE_BYTES = 64 * 1024
 UNREAD_BYTES_MAX = 1024 * 1024
 
 _UCRED = struct.Struct("3i")
+_BYE = wire.encode(wire.Bye())
 
 
 class Link:
@@ -43,7 +45,12 @@ class Link:
     @property
     def peer_uid(self) -> int:
         """The user that the peer ran as when it connected or, for a server, when it began to listen."""
-        return peer_uid(self._sock)
+        return peer_credentials(self._sock).uid
+
+    @property
+    def peer_pid(self) -> int:
+        """The process that connected; 0 when it is of a process name space that we cannot see into."""
+        return peer_credentials(self._sock).pid
 
     async def receive(self) -> list[wire.Frame]:
         """Return the next frames, at least one, or none at the end of the stream.
@@ -66,8 +73,26 @@ class Link:
                 return frames
         return []
 
+    async def last_word(self) -> bool:
+        """Wait for the end of the stream and return whether the very last that came was a `wire.Bye`."""
+        tail = b""
+        while not self._closed:
+            try:
+                await trio.lowlevel.wait_readable(self._sock)
+                data = self._sock.recv(RECEIVE_BYTES)
+            except (BlockingIOError, InterruptedError):
+                continue
+            except (OSError, trio.ClosedResourceError):
+                break
+            if not data:
+                break
+            tail = (tail + data)[-len(_BYE) :]
+        return tail == _BYE
+
     def send(self, frame: wire.Frame) -> bool:
         """Add a frame to what is to be written; return False when the peer has left too much unread."""
+        if self._closed:
+            return True
         if len(self._unsent) > UNREAD_BYTES_MAX:
             return False
         self._unsent += wire.encode(frame)
@@ -84,6 +109,12 @@ class Link:
             self._stalled.set()
         except OSError:
             self._unsent.clear()
+
+    def finish(self) -> None:
+        """Let the peer find the end of the stream after what it has not read; it may still speak."""
+        if not self._closed:
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_WR)
 
     async def write_later(self) -> None:
         """Write what `flush` could not, for ever; to be run as a task."""
@@ -110,7 +141,14 @@ class Link:
         self._sock.close()
 
 
-def peer_uid(sock: socket.socket) -> int:
-    """Return the user id that SO_PEERCRED tells of the other end of a unix socket (unix(7))."""
-    _, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-    return int(uid)
+class Credentials(NamedTuple):
+    """Who is at the other end of a unix socket."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+def peer_credentials(sock: socket.socket) -> Credentials:
+    """Return what SO_PEERCRED tells of the other end of a unix socket (unix(7))."""
+    return Credentials(*_UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)))

@@ -93,11 +93,11 @@ class MemberHub:
         if self.lost is not None:
             return
         self.lost = reason
-        self._carrier.close()
         pending, self._pending = self._pending, {}
         for future, _ in pending.values():
             future.set(None)
         self.lost_queue.wake_up()
+        self._carrier.close()
 
     def deliver(self, action: machine.Action) -> None:
         """Take one action from the carrier; raises LockProtocolError for one that answers nothing."""

@@ -1,9 +1,15 @@
 """The embedded lock server: one lock machine behind a listening unix socket, on trio.
 
-One connection is one client, which may join several lock spaces. A connection that ends takes its members
-with it: those that did not leave in good order count as dead, their locks are purged and what they stood in the way of
-is granted. There is one machine and one thread, so every event is carried out whole, and the answers of a
-batch of events leave in one write for each client.
+One connection is one client, which may join several lock spaces. There is one machine and one thread, so every event is
+carried out whole, and the answers of a batch of events leave in one write for each client.
+
+When is a client dead? When it said so (`wire.Bye`), or when its connection has ended *and* its process too. A
+client that was evicted, or that hung up without a word, may be stopped, and would write to the images as soon as it is
+continued; so its locks stay as they are until its process has ended (pidfd_open(2)). For a process that was killed
+that takes no time worth speaking of. Then its locks are purged, and what they stood in the way of is granted.
+
+A server that ends grants nothing any more: its clients learn of the loss one after the other, and none of them may
+get what another still believes to hold.
 
 When an idle server ends (``exit_when_idle``) it stops listening first. A connection that came too late is
 reset before it got a `wire.Welcome`; whoever has a Welcome is a client, and a server with clients is not idle.
@@ -29,7 +35,7 @@ from raidfs.errors import (
     RaidfsError,
 )
 from raidfs.lock import machine, wire
-from raidfs.lock.link import Link, peer_uid
+from raidfs.lock.link import Link
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +71,31 @@ class _Client:
         self.number = number
         self.link = link
         self.scope = trio.CancelScope()
-        self.members: list[int] = []  # as the machine knows them
+        self.members: list[int] = []  # those that have joined and not left, as the machine knows them
         self.evicted: RaidfsError | None = None
+        self.said_bye = False
+        self.pid = link.peer_pid
+        self._pidfd = _pidfd(self.pid)
+
+    # The kernel makes the descriptor readable when the process with all its threads has ended.
+    async def process_ended(self) -> None:
+        if self._pidfd is not None:
+            await trio.lowlevel.wait_readable(self._pidfd)
+
+    def close(self) -> None:
+        self.link.close()
+        if self._pidfd is not None:
+            os.close(self._pidfd)
+            self._pidfd = None
+
+
+# None when there is nothing to wait for: the process has ended, or it is beyond our sight.
+def _pidfd(pid: int) -> int | None:
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        log.info("process %d cannot be watched: %s", pid, error.strerror)
+        return None
 
 
 class LockServer:
@@ -139,17 +168,17 @@ class LockServer:
                 return False
             self._clients_total += 1
             client = _Client(self._clients_total, Link(sock, wire.client_frames()))
-            refusal = self._refusal(sock)
+            refusal = self._refusal(client)
             if refusal is not None:
                 log.warning("a connection was refused: %s", refusal)
                 _say_farewell(client.link, refusal)
-                client.link.close()
+                client.close()
                 continue
             self._clients[client.number] = client
             nursery.start_soon(self._serve_client, client)
 
-    def _refusal(self, sock: socket.socket) -> RaidfsError | None:
-        uid = peer_uid(sock)
+    def _refusal(self, client: _Client) -> RaidfsError | None:
+        uid = client.link.peer_uid
         if uid not in self._uids:
             return LockClientRefused(uid=uid)
         if len(self._clients) >= CLIENTS_MAX:
@@ -163,11 +192,28 @@ class LockServer:
                     nursery.start_soon(client.link.write_later)
                     await self._receive(client)
                     nursery.cancel_scope.cancel()
-        finally:
             if client.evicted is not None:
                 _say_farewell(client.link, client.evicted)
-            client.link.close()
-            self._bury(client)
+            # A new scope, for the wait may be long, and a server that is stopped in it must not end it by a burial.
+            client.scope = trio.CancelScope()
+            if self._stopped is None:
+                with client.scope:
+                    await self._until_dead(client)
+                    self._bury(client)
+        finally:
+            client.close()
+            del self._clients[client.number]
+            if not self._clients:
+                self._accepting.cancel()
+
+    async def _until_dead(self, client: _Client) -> None:
+        if client.evicted is not None and client.members:
+            client.link.finish()
+            client.said_bye = await client.link.last_word()
+        client.link.close()
+        if client.members and not client.said_bye:
+            log.warning("client %d is gone; waiting for the end of process %d", client.number, client.pid)
+            await client.process_ended()
 
     async def _receive(self, client: _Client) -> None:
         try:
@@ -179,6 +225,8 @@ class LockServer:
             frames = frames[1:]
             while True:
                 self._carry_out_all(client, frames)
+                if client.said_bye:
+                    return
                 frames = await client.link.receive()
                 if not frames:
                     return
@@ -200,6 +248,9 @@ class LockServer:
         touched = {client.number: client}
         try:
             for frame in frames:
+                if isinstance(frame, wire.Bye):
+                    client.said_bye = True
+                    return
                 self._carry_out(self._event(client, frame), touched)
         finally:
             _flush(touched.values())
@@ -213,6 +264,8 @@ class LockServer:
         number = client.number * MEMBERS_PER_CLIENT_MAX + frame.member
         if isinstance(frame, machine.Open):
             client.members.append(number)
+        elif isinstance(frame, machine.Close) and number in client.members:
+            client.members.remove(number)
         return frame._replace(member=number)
 
     def _carry_out(self, event: machine.Event, touched: dict[int, _Client]) -> None:
@@ -220,7 +273,7 @@ class LockServer:
         for action in self._machine.step(event, trio.current_time()):
             number, member = divmod(action.member, MEMBERS_PER_CLIENT_MAX)
             client = self._clients.get(number)
-            if client is None:
+            if client is None or client.evicted is not None:
                 continue
             touched[number] = client
             if not client.link.send(action._replace(member=member)):
@@ -235,13 +288,10 @@ class LockServer:
         client.scope.cancel()
 
     def _bury(self, client: _Client) -> None:
-        del self._clients[client.number]
         touched: dict[int, _Client] = {}
         for member in client.members:
             self._carry_out(machine.Died(member), touched)
         _flush(touched.values())
-        if not self._clients:
-            self._accepting.cancel()
 
 
 def _say_farewell(link: Link, error: RaidfsError) -> None:

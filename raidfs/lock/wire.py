@@ -50,6 +50,10 @@ class Welcome(NamedTuple):
     pid: int
 
 
+class Bye(NamedTuple):
+    """The client's last word: it knows that it holds nothing any more, and its locks may be given to others."""
+
+
 class Farewell(NamedTuple):
     """The server ends this connection, and says why."""
 
@@ -58,10 +62,11 @@ class Farewell(NamedTuple):
 
 PROTOCOL = "raidfs-lock"
 
-Frame = Hello | Welcome | Farewell | machine.Event | machine.Action
+Frame = Hello | Bye | Welcome | Farewell | machine.Event | machine.Action
 
 _CLIENT_KINDS: tuple[type, ...] = (
     Hello,
+    Bye,
     machine.Open,
     machine.Request,
     machine.Convert,

@@ -3,9 +3,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import signal
 import socket
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 import trio
@@ -28,6 +31,7 @@ from raidfs.lock.api import Mode
 from raidfs.lock.client import connected
 from raidfs.lock.link import Link
 from raidfs.lock.listen import bound_listener
+from raidfs.lock.member import MemberLockspace
 from raidfs.lock.server import FIRST_CLIENT_S, HELLO_S, LockServer
 from raidfs.runtime import TrioRuntime
 
@@ -70,7 +74,15 @@ async def raw(address: LockAddress, *, greet: bool = True) -> AsyncIterator[Link
             assert isinstance(welcome, wire.Welcome)
         yield link
     finally:
-        link.close()
+        leave(link)
+
+
+def leave(link: Link) -> None:
+    """End a raw connection as a client does that knows of its loss; its process, the test, goes on."""
+    link._unsent.clear()
+    link.send(wire.Bye())
+    link.flush()
+    link.close()
 
 
 async def farewell(link: Link) -> errors.RaidfsError:
@@ -109,6 +121,9 @@ async def test_a_client_that_breaks_the_protocol_is_ended_alone(
             assert lock.mode is NL
             link._sock.send(HOSTILE[hostility])
             assert isinstance(await farewell(link), LockProtocolError)
+            await wait_all_tasks_blocked(0.01)
+            assert lock.mode is NL, "what an evicted client held is not free before it knows"
+            leave(link)
         assert lock.mode is PR
         assert not lock.lvb_valid
         assert lock_server.statistics().evicted_total == 1
@@ -129,6 +144,7 @@ async def test_what_came_before_the_bad_frame_in_one_packet_is_told_to_others(
             nursery.start_soon(lock.convert, PR)
             await wait_all_tasks_blocked(0.01)
             link._sock.send(wire.encode(machine.Convert(1, 4, 1, NL, False, bytes(32))) + b"\xff\xff\xff\xff")
+            assert isinstance(await farewell(link), LockProtocolError)
         assert lock.lvb_valid
 
 
@@ -144,10 +160,92 @@ async def test_a_client_that_does_not_read_is_evicted_and_the_others_go_on(
             link.send(machine.Query(1, tag))
         link.flush()
         with trio.fail_after(10):
-            while lock_server.statistics().clients > 1:  # noqa: ASYNC110 - seen through the server only
+            while not lock_server.statistics().evicted_total:  # noqa: ASYNC110 - seen through the server only
                 await trio.sleep(0.001)
-        assert lock_server.statistics().evicted_total == 1
         assert len(await space.query()) == 300
+        with trio.fail_after(10):
+            while await link.receive():
+                pass  # when it reads again it comes to the end of the stream
+
+
+async def test_a_server_that_waits_for_the_end_of_a_process_can_be_stopped(
+    listener: socket.socket, address: LockAddress
+) -> None:
+    running = LockServer()
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(running.serve, listener)
+            async with raw(address) as link:
+                link.send(machine.Open(1, 1, "space", "c", "hangs up without a word, and its process lives"))
+                link.flush()
+                await link.receive()
+                link.close()
+            await wait_all_tasks_blocked(0.01)
+            assert running.statistics().clients == 1
+            assert running.statistics().machine.members == 1
+            running.stop("SIGTERM")
+
+
+async def test_what_a_stopped_client_holds_stays_held_until_its_process_has_ended(
+    lock_server: LockServer, address: LockAddress
+) -> None:
+    """A client that is evicted while it is stopped would go on writing when it is continued."""
+    program = Path(__file__).with_name("client_program.py")
+    environment = {**os.environ, "PYTHONPATH": str(program.parents[2])}
+    async with connected(address, runtime=TrioRuntime()) as manager:
+        space = await manager.open_lockspace("space", cluster_name="c", client="good")
+        lock = await space.lock("r")
+        process = await trio.lowlevel.open_process(
+            [sys.executable, program, str(address), "space", "c"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        await process.stdin.send_all(b"convert r EX -\n")
+        text = b""
+        while b"EX" not in text:
+            text += await process.stdout.receive_some()
+        process.send_signal(signal.SIGSTOP)
+        (stopped,) = [one for one in lock_server._clients.values() if one.pid == process.pid]
+        lock_server._end(stopped, LockClientTooSlow(unread_bytes=1))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lock.convert, PR)
+            await wait_all_tasks_blocked(0.05)
+            assert lock.mode is NL
+            process.kill()
+        assert lock.mode is PR
+        assert not lock.lvb_valid
+        await process.wait()
+        await process.stdin.aclose()
+        await process.stdout.aclose()
+
+
+async def test_a_server_that_ends_grants_nothing_to_anybody(listener: socket.socket, address: LockAddress) -> None:
+    running = LockServer()
+    granted: list[int] = []
+
+    async def hold(number: int, space: MemberLockspace) -> None:
+        lock = await space.lock("r")
+        with contextlib.suppress(LockspaceLost):
+            await lock.convert(EX)
+            granted.append(number)
+            await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery, contextlib.AsyncExitStack() as stack:
+        nursery.start_soon(running.serve, listener)
+        spaces = []
+        for number in range(5):
+            manager = await stack.enter_async_context(connected(address, runtime=TrioRuntime()))
+            spaces.append(await manager.open_lockspace("space", cluster_name="c", client=f"c{number}"))
+            nursery.start_soon(hold, number, spaces[-1])
+        await wait_all_tasks_blocked(0.01)
+        running.stop("SIGTERM")
+        for space in spaces:
+            await space.wait_lost()
+        assert granted == [0]
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_client_of_another_version_is_told_both_versions(lock_server: LockServer, address: LockAddress) -> None:
