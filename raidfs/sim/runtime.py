@@ -130,7 +130,7 @@ class SimNursery:
         task = self._stepper.spawn(
             self._group,
             coro,
-            name=name or getattr(fn, "__qualname__", "task"),
+            name=name or str(getattr(fn, "__qualname__", "task")),
             scope=self.cancel_scope,
             on_end=self._child_ended,
         )

@@ -257,7 +257,9 @@ class Stepper:
         return group
 
     def task(self) -> Task:
-        """Return the task that runs now."""
+        """Return the task that runs now; in a frame that is being thrown away go on throwing it away."""
+        if self.disposed:
+            raise GeneratorExit
         assert self.current is not None, "only a task of the simulation can wait"
         return self.current
 

@@ -1,0 +1,316 @@
+"""What must always hold in a simulated cluster. The checkers watch; they drive nothing.
+
+Each rule has a name, which a failure carries: see `RULES`. The checkers know the promises and the disk format, and as
+little as can be of how the code keeps the promises.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Protocol
+
+from raidfs._core import LegState, OpKind
+from raidfs.errors import RaidfsError
+from raidfs.format.bitmap import SUPER_BYTES as BITMAP_SUPER_BYTES
+from raidfs.format.geometry import ArrayLayout
+from raidfs.format.superblock import ROLE_FAULTY, SUPER_BYTES, SUPER_OFFSET_BYTES, Superblock
+from raidfs.lock import machine as lock_machine
+from raidfs.lock.api import Mode
+from raidfs.sim.disks import SimDisk
+from raidfs.sim.host import SimHost
+from raidfs.units import SECTOR_BYTES
+
+RULES = {
+    "superblock-decodable": "every leg's superblock is one that mdadm accepts, at any time",
+    "events-grow": "the event count of a leg's superblock never falls, and grows with every change",
+    "bit-before-data": "a chunk's bit is durable on every good leg before data of the chunk is submitted (P2)",
+    "resync-offset": "resync_offset is 0 on every good leg before the first data is submitted (P2)",
+    "one-slot-owner": "no two nodes that are alive own one slot",
+    "lock-modes": "the modes granted on a resource are compatible, so there is at most one EX",
+    "register": "a read returns the newest acknowledged write, or one that is in flight (P3)",
+    "sector-whole": "a sector is never a mixture of two writes",
+    "legs-acknowledged": "every leg in sync holds what was acknowledged (P1)",
+    "legs-equal": "legs in sync are equal in chunks whose bits are clear in every slot",
+    "stall": "whatever was asked comes to an end",
+    "locks-left": "a cluster that all have left leaves no locks behind",
+    "node-error": "nodes fail only where the storage failed",
+}
+
+Report = Callable[[str, str], None]
+
+
+class MetadataChecker:
+    """Decodes each superblock as it changes: superblock-decodable, events-grow. ``superblocks`` has the last ones."""
+
+    def __init__(self, disks: tuple[SimDisk, ...], report: Report) -> None:
+        self.superblocks: dict[SimDisk, Superblock] = {}
+        self._report = report
+        for disk in disks:
+            self._look(disk)
+            disk.watchers.append(self._changed)
+
+    def _changed(self, disk: SimDisk, offset: int, length: int) -> None:
+        if offset < SUPER_OFFSET_BYTES + SUPER_BYTES and offset + length > SUPER_OFFSET_BYTES:
+            self._look(disk)
+
+    def _look(self, disk: SimDisk) -> None:
+        data = bytes(disk.content[SUPER_OFFSET_BYTES : SUPER_OFFSET_BYTES + SUPER_BYTES])
+        try:
+            superblock = Superblock.decode(data, path=disk.name)
+        except RaidfsError as e:
+            self._report("superblock-decodable", str(e))
+            return
+        before = self.superblocks.get(disk)
+        if before is not None and superblock.events < before.events:
+            self._report("events-grow", f"{disk.name}: {superblock.events} after {before.events}")
+        if before is not None and superblock.events == before.events and superblock != before:
+            self._report("events-grow", f"{disk.name}: changed, and the event count is still {superblock.events}")
+        self.superblocks[disk] = superblock
+
+
+class DataChecker:
+    """Looks at each data write as it is submitted: bit-before-data, resync-offset."""
+
+    def __init__(self, layout: ArrayLayout, metadata: MetadataChecker, report: Report) -> None:
+        self._layout = layout
+        self._metadata = metadata
+        self._report = report
+
+    def on_op(self, host: SimHost, disk: SimDisk, kind: OpKind, offset: int, data: bytes | None) -> None:
+        """See `raidfs.sim.host.OpWatcher`."""
+        layout = self._layout
+        if data is None or offset < layout.data_offset_bytes:
+            return
+        start = offset - layout.data_offset_bytes
+        assert host.port is not None
+        assert host.slot is not None, "a node writes data before it has joined"
+        states = host.port.engine.statistics()["legs"]
+        good = [
+            host.storage.disks[number]
+            for number, leg in enumerate(states)
+            if leg["state"] in (LegState.IN_SYNC, LegState.RECOVERING) and not leg["blocked"]
+        ]
+        for leg in good:
+            if self._metadata.superblocks[leg].resync_offset_sectors != 0:
+                self._report("resync-offset", f"{host.name} writes data, and {leg.name} does not say 0")
+            bits = layout.slot_offset_bytes(host.slot) + BITMAP_SUPER_BYTES
+            for chunk in range(start // layout.chunk_bytes, (start + len(data) - 1) // layout.chunk_bytes + 1):
+                if not leg.durable[bits + chunk // 8] >> chunk % 8 & 1:
+                    self._report(
+                        "bit-before-data",
+                        f"{host.name} (slot {host.slot}) writes chunk {chunk}, whose bit is not durable on {leg.name}",
+                    )
+
+
+class SlotChecker:
+    """Who owns which slot: one-slot-owner."""
+
+    def __init__(self, report: Report) -> None:
+        self._owners: dict[int, str] = {}
+        self._report = report
+
+    def joined(self, slot: int, name: str) -> None:
+        """A node has joined."""
+        if slot in self._owners:
+            self._report("one-slot-owner", f"slot {slot}: {name} and {self._owners[slot]}")
+        self._owners[slot] = name
+
+    def left(self, name: str) -> None:
+        """A node begins to leave, or is fenced."""
+        self._owners = {slot: owner for slot, owner in self._owners.items() if owner != name}
+
+
+class LockStepper(Protocol):
+    """What the simulated lock manager needs of a lock machine."""
+
+    def step(self, event: lock_machine.Event, now: float) -> list[lock_machine.Action]:
+        """See `raidfs.lock.machine.LockMachine.step`."""
+
+    def statistics(self) -> lock_machine.MachineStatistics:
+        """See `raidfs.lock.machine.LockMachine.statistics`."""
+
+
+# Table of the VMS lock manager: for each mode those that may be granted beside it. Written down here again on purpose.
+_BESIDE = {
+    Mode.NL: "NL CR CW PR PW EX",
+    Mode.CR: "NL CR CW PR PW",
+    Mode.CW: "NL CR CW",
+    Mode.PR: "NL CR PR",
+    Mode.PW: "NL CR",
+    Mode.EX: "NL",
+}
+
+
+class LockChecker:
+    """A lock machine that is watched: lock-modes. ``events`` counts what it was asked, by kind."""
+
+    def __init__(self, inner: LockStepper, report: Report, note: Callable[[str], None]) -> None:
+        self._inner = inner
+        self._report = report
+        self._note = note
+        self._resources: dict[tuple[int, int], str] = {}  # (member, lock)
+        self._modes: dict[str, dict[tuple[int, int], Mode]] = {}
+
+    def step(self, event: lock_machine.Event, now: float) -> list[lock_machine.Action]:
+        """See `raidfs.lock.machine.LockMachine.step`."""
+        self._note(type(event).__name__.lower())
+        actions = self._inner.step(event, now)
+        match event:
+            case lock_machine.Request():
+                self._resources[event.member, event.lock] = event.resource
+            case lock_machine.Release():
+                self._forget(event.member, event.lock)
+            case lock_machine.Close() | lock_machine.Died():
+                for member, lock in list(self._resources):
+                    if member == event.member:
+                        self._forget(member, lock)
+            case _:
+                pass
+        for action in actions:
+            if isinstance(action, lock_machine.Granted):
+                self._granted(action)
+        return actions
+
+    def statistics(self) -> lock_machine.MachineStatistics:
+        """See `raidfs.lock.machine.LockMachine.statistics`."""
+        return self._inner.statistics()
+
+    def _granted(self, action: lock_machine.Granted) -> None:
+        key = (action.member, action.lock)
+        resource = self._resources[key]
+        modes = self._modes.setdefault(resource, {})
+        modes[key] = action.mode
+        beside = _BESIDE[action.mode].split()
+        for other, mode in modes.items():
+            if other != key and mode.name not in beside:
+                self._report("lock-modes", f"{resource}: {action.mode.name} was granted beside {mode.name}")
+
+    def _forget(self, member: int, lock: int) -> None:
+        resource = self._resources.pop((member, lock), None)
+        if resource is not None:
+            self._modes.get(resource, {}).pop((member, lock), None)
+
+
+@dataclasses.dataclass(eq=False)
+class Written:
+    """One write of one sector: when it was asked and acknowledged (infinite: never, or with an error)."""
+
+    value: int
+    machine: int
+    start: int
+    end: float = float("inf")
+    durable: bool = False
+
+
+class RegisterChecker:
+    """Sectors as regular registers: register, sector-whole. Each sector's writer is one machine.
+
+    A write is allowed to be seen by a read if it began before the read ended, unless another write that came after it
+    was acknowledged before the read began. A write comes after another if it began after that one's end, or after its
+    start on the same machine (a node orders its own overlapping writes; a machine's next run begins after the
+    last one's writes have landed). Power loss makes everything that was not flushed possible but not certain.
+    """
+
+    def __init__(self, sectors: int, report: Report) -> None:
+        self._history: list[list[Written]] = [[Written(0, -1, -2, -1, True)] for _ in range(sectors)]
+        self._report = report
+        self._clock = 0
+        self._values = 0
+
+    def begin_write(self, machine: int, sector: int, sectors: int) -> tuple[list[Written], bytes]:
+        """A write begins; return its handle and the bytes to write."""
+        self._values += 1
+        now = self._tick()
+        written = [Written(self._values, machine, now) for _ in range(sectors)]
+        for number, entry in enumerate(written):
+            self._history[sector + number].append(entry)
+        return written, sector_bytes(self._values) * sectors
+
+    def end_write(self, written: list[Written], *, durable: bool) -> None:
+        """A write was acknowledged."""
+        now = self._tick()
+        for entry in written:
+            entry.end = now
+            entry.durable = durable
+
+    def begin_flush(self, machine: int) -> list[Written]:
+        """A flush begins; return what it will make durable."""
+        return [w for history in self._history for w in history if w.machine == machine and w.end != float("inf")]
+
+    def end_flush(self, written: list[Written]) -> None:
+        """A flush was acknowledged."""
+        for entry in written:
+            entry.durable = True
+
+    def power_loss(self) -> None:
+        """All storage lost its power and all nodes died."""
+        for history in self._history:
+            for entry in history:
+                if not entry.durable:
+                    entry.end = float("inf")
+
+    def begin_read(self) -> int:
+        """A read begins; return its handle."""
+        return self._tick()
+
+    def end_read(self, start: int, sector: int, data: bytes, who: str, *, rule: str = "register") -> None:
+        """A read has returned ``data`` from ``sector`` on."""
+        now = self._tick()
+        for number in range(len(data) // SECTOR_BYTES):
+            piece = data[number * SECTOR_BYTES : (number + 1) * SECTOR_BYTES]
+            value = int.from_bytes(piece[:8], "little")
+            at = sector + number
+            if piece != sector_bytes(value):
+                self._report("sector-whole", f"{who}: sector {at} is a mixture of writes")
+                continue
+            allowed = self._allowed(at, start, now)
+            if value not in allowed:
+                self._report(rule, f"{who}: sector {at} has write {value}; allowed are {sorted(allowed)}")
+
+    def _allowed(self, sector: int, start: int, end: int) -> set[int]:
+        history = self._history[sector]
+        acknowledged = [entry for entry in history if entry.end <= start]
+        return {
+            entry.value
+            for entry in history
+            if entry.start < end and not any(_comes_after(later, entry) for later in acknowledged)
+        }
+
+    def _tick(self) -> int:
+        self._clock += 1
+        return self._clock
+
+
+def sector_bytes(value: int) -> bytes:
+    """Return a sector that tells its write in every 8 bytes."""
+    return value.to_bytes(8, "little") * (SECTOR_BYTES // 8)
+
+
+def _comes_after(later: Written, earlier: Written) -> bool:
+    return later.start > earlier.end or (later.machine == earlier.machine and later.start > earlier.start)
+
+
+def good_disks(metadata: MetadataChecker, disks: tuple[SimDisk, ...]) -> list[SimDisk]:
+    """Return the disks that the freshest superblock calls in sync."""
+    freshest = max(metadata.superblocks.values(), key=lambda superblock: superblock.events)
+    return [disk for number, disk in enumerate(disks) if freshest.role_of(number) != ROLE_FAULTY]
+
+
+def check_legs(disks: list[SimDisk], layout: ArrayLayout, register: RegisterChecker, report: Report) -> None:
+    """When nobody runs: legs-acknowledged and legs-equal, over the legs in sync."""
+    dirty: set[int] = set()
+    for disk in disks:
+        for slot in range(layout.nodes):
+            bits = layout.slot_offset_bytes(slot) + BITMAP_SUPER_BYTES
+            dirty |= {chunk for chunk in range(layout.bits) if disk.content[bits + chunk // 8] >> chunk % 8 & 1}
+    for disk in disks:
+        data = bytes(disk.content[layout.data_offset_bytes : layout.end_bytes])
+        register.end_read(register.begin_read(), 0, data, disk.name, rule="legs-acknowledged")
+        for chunk in range(layout.bits):
+            start = layout.data_offset_bytes + chunk * layout.chunk_bytes
+            end = start + layout.chunk_bytes
+            if chunk not in dirty and disk.content[start:end] != disks[0].content[start:end]:
+                report(
+                    "legs-equal", f"chunk {chunk} of {disk.name} is not that of {disks[0].name}, and its bit is clear"
+                )

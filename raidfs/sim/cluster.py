@@ -1,0 +1,368 @@
+"""A simulated cluster: carries out a plan over the real node, and lets the checkers watch."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from random import Random
+
+from raidfs.errors import RaidfsError, RuleBroken, SimulationFailed
+from raidfs.node import Node, open_node
+from raidfs.node_options import NodeOptions
+from raidfs.sim.checkers import (
+    DataChecker,
+    LockChecker,
+    MetadataChecker,
+    RegisterChecker,
+    SlotChecker,
+    check_legs,
+    good_disks,
+)
+from raidfs.sim.disks import SimDisk
+from raidfs.sim.host import SimHost, SimStorage
+from raidfs.sim.layout import format_disks, sim_layout
+from raidfs.sim.locks import SimulatedLocks
+from raidfs.sim.plan import CHUNKS, SECTORS, Fault, FaultKind, Life, Op, OpKind, Plan
+from raidfs.sim.policies import PctPolicy, RandomPolicy
+from raidfs.sim.runtime import SimRuntime
+from raidfs.sim.scopes import SimCancelScope
+from raidfs.sim.stepper import Stepper, Task, Timer, waits_text
+from raidfs.sim.trace import Trace
+from raidfs.units import SECTOR_BYTES
+
+STALL_S = 300.0  # far beyond every timeout of the code and every pause of a plan
+FENCE_S = 1.0  # from a death to the moment when nothing of the dead machine takes place any more
+PCT_STEPS = 3000  # how long a schedule is expected to be
+MESSAGE_DELAY_CHANCE = 0.2
+MESSAGE_DELAY_S_MAX = 0.002
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What came of a schedule: the rule that was broken first, or None, and what was counted."""
+
+    failure: SimulationFailed | None
+    steps: int
+    digest: int
+    counts: Counter[str]
+    trace: Trace
+
+
+class Run:
+    """One life that is being lived."""
+
+    def __init__(self, machine: int, number: int, life: Life, host: SimHost) -> None:
+        self.machine = machine
+        self.name = f"m{machine}.{number}"
+        self.life = life
+        self.host = host
+        self.faults = list(life.faults)
+        self.stop = False
+        self.stop_scope: SimCancelScope | None = None  # of the users' tasks, while there are any
+        self.ended = False
+
+
+class Cluster:
+    """All machines, disks and locks of one plan."""
+
+    def __init__(self, plan: Plan, *, keep_trace: bool = False) -> None:
+        self.plan = plan
+        self.trace = Trace(keep=keep_trace)
+        rng = Random(f"schedule {plan.schedule_seed}")
+        policy = PctPolicy(rng, depth=plan.pct_depth, steps=PCT_STEPS) if plan.pct_depth else RandomPolicy(rng)
+        self.stepper = Stepper(policy, rng)
+        self.world = self.stepper.group("world")
+        self.runtime = SimRuntime(self.stepper, self.world)
+        self.failure: SimulationFailed | None = None
+        self.layout = sim_layout(CHUNKS)
+        self._rng = rng
+        self._runs: list[Run] = []
+        self._changed = self.runtime.wait_queue()
+        self.storage = self._make_storage()
+        self.locks = SimulatedLocks(self.runtime, delay_s=self._message_delay_s)
+        self.metadata = MetadataChecker(self.storage.disks, self.report)
+        self.data = DataChecker(self.layout, self.metadata, self.report)
+        self.slots = SlotChecker(self.report)
+        self.register = RegisterChecker(SECTORS, self.report)
+        self.lock_checker = LockChecker(self.locks._machine, self.report, self._count_message)
+        self.locks._machine = self.lock_checker  # type: ignore[assignment]
+
+    def run(self) -> Outcome:
+        """Carry the plan out and return what came of it."""
+        stepper = self.stepper
+        stepper.spawn(self.world, self.locks.run(), name="lock manager")
+        main = stepper.spawn(self.world, self._main(), name="supervisor", on_end=self._supervised)
+        with self._logs():
+            try:
+                stepper.run(until=lambda: main not in self.world.tasks)
+            except SimulationFailed as e:
+                self.failure = self.failure or e
+            stepper.dispose()
+        return Outcome(self.failure, stepper.steps, stepper.digest, self.trace.counts, self.trace)
+
+    def report(self, rule: str, what: str) -> None:
+        """A rule was broken; the first one counts, and the schedule ends."""
+        if self.failure is None:
+            self.failure = RuleBroken(check=rule, what=what)
+            self.note("checker", "BROKEN", rule, what)
+            self.stepper.stop()
+
+    def note(self, where: str, kind: str, *facts: object) -> None:
+        """Write an event into the trace."""
+        self.trace.event(self.stepper.now, where, kind, *facts)
+
+    # ---- making ----------------------------------------------------------------------------------------------------
+
+    def _make_storage(self) -> SimStorage:
+        plan = self.plan
+        disks = [
+            SimDisk(f"disk{n}", self.layout.end_bytes, self.stepper, self.world, self._rng, self.trace)
+            for n in range(plan.legs)
+        ]
+        format_disks(disks, self.layout, clean=plan.clean)
+        for number, disk in enumerate(disks):
+            disk.fail_write = frozenset(nth for leg, nth in plan.fail_writes if leg == number)
+            disk.fail_read = frozenset(nth for leg, nth in plan.fail_reads if leg == number)
+        return SimStorage(disks)
+
+    def _message_delay_s(self) -> float:
+        return self._rng.random() * MESSAGE_DELAY_S_MAX if self._rng.random() < MESSAGE_DELAY_CHANCE else 0.0
+
+    def _count_message(self, kind: str) -> None:
+        self.trace.counts["message"] += 1
+        if self.trace.keep:
+            self.note("locks", "message", kind)
+
+    # ---- driving ---------------------------------------------------------------------------------------------------
+
+    async def _main(self) -> None:
+        plan = self.plan
+        if plan.power_loss_s is not None:
+            self.stepper.later(self.world, "power loss", plan.power_loss_s, self._lose_power)
+        async with self.runtime.open_nursery() as nursery:
+            for machine, lives in enumerate(plan.machines):
+                nursery.start_soon(self._live, machine, lives, name=f"machine {machine}")
+        audit = Life(0.0, ((Op(OpKind.READ, 0, SECTORS), Op(OpKind.READ, 0, SECTORS)),))
+        await self._live(0, (audit,), first=len(plan.machines[0]) if plan.machines else 0)
+        await self.runtime.sleep(2 * FENCE_S, what="the last messages")
+        check_legs(good_disks(self.metadata, self.storage.disks), self.layout, self.register, self.report)
+        statistics = self.locks.statistics()
+        if statistics.members or statistics.resources:
+            self.report("locks-left", str(statistics))
+
+    def _supervised(self, task: Task, e: BaseException | None) -> None:
+        if e is not None:
+            raise e
+
+    async def _live(self, machine: int, lives: tuple[Life, ...], first: int = 0) -> None:
+        for number, life in enumerate(lives, start=first):
+            await self.runtime.sleep(life.start_after_s, what="the time to start")
+            run = self._start(machine, number, life)
+            await self._changed.wait_event(lambda run=run: run.ended, what=f"the end of {run.name}")  # type: ignore[misc]
+
+    def _start(self, machine: int, number: int, life: Life) -> Run:
+        group = self.stepper.group(f"m{machine}.{number}")
+        host = SimHost(group.name, self.stepper, group, self.storage, self.locks, on_op=self.data.on_op)
+        run = Run(machine, number, life, host)
+        self._runs.append(run)
+        group.on_trip = lambda: self._strike(run)
+        self._set_trip(run)
+        self.note(run.name, "start")
+        self.stepper.spawn(group, self._node(run), name="node", on_end=lambda task, e: self._node_ended(run, e))
+        return run
+
+    def _set_trip(self, run: Run) -> None:
+        if run.faults:
+            run.host.group.trip_at = max(run.faults[0].at_step, run.host.group.steps)
+
+    def _strike(self, run: Run) -> None:
+        fault = run.faults.pop(0)
+        self._set_trip(run)
+        match fault.kind:
+            case FaultKind.CRASH:
+                self._crash(run)
+            case FaultKind.STOP:
+                self.note(run.name, "stop-request")
+                run.stop = True
+                if run.stop_scope is not None:
+                    run.stop_scope.cancel()
+            case FaultKind.PAUSE:
+                self._pause(run, fault)
+
+    def _pause(self, run: Run, fault: Fault) -> None:
+        group = run.host.group
+        self.note(run.name, "pause", fault.seconds)
+        self.stepper.pause(group)
+
+        def resume() -> None:
+            self.note(run.name, "resume")
+            self.stepper.resume(group)
+
+        self.stepper.at(self.stepper.now + fault.seconds, resume)
+
+    def _crash(self, run: Run) -> None:
+        self.note(run.name, "crash", f"at its step {run.host.group.steps}")
+        self.stepper.crash(run.host.group)
+        run.host.sever()
+
+        def fence() -> None:
+            self._fence(run)
+
+        self.stepper.at(self.stepper.now + self._rng.uniform(0.1, 1.0) * FENCE_S, fence)
+
+    def _fence(self, run: Run) -> None:
+        if not run.ended:
+            self.note(run.name, "fenced")
+            run.host.fence()
+            self._end(run)
+
+    def _lose_power(self) -> None:
+        alive = [run for run in self._runs if not run.ended]
+        for run in alive:
+            if not run.host.group.dead:
+                self.note(run.name, "crash", "with its power")
+                self.stepper.crash(run.host.group)
+        for disk in self.storage.disks:
+            disk.lose_power()
+        self.register.power_loss()
+        for run in alive:
+            self._fence(run)
+
+    def _end(self, run: Run) -> None:
+        self.slots.left(run.name)
+        run.ended = True
+        self._changed.wake_up()
+
+    # ---- one node --------------------------------------------------------------------------------------------------
+
+    async def _node(self, run: Run) -> None:
+        runtime = SimRuntime(self.stepper, run.host.group)
+        options = NodeOptions(
+            images=tuple(disk.name for disk in self.storage.disks), client_name=run.name, lock="simulated", run=True
+        )
+        joining = self._expect(run, "to join")
+        async with open_node(runtime, options, run.host) as node:
+            joining.cancel()
+            slot = node.membership.slot
+            assert slot is not None
+            run.host.slot = slot
+            self.slots.joined(slot, run.name)
+            self.note(run.name, "joined", f"slot {slot}")
+            async with runtime.open_nursery() as nursery:
+                run.stop_scope = nursery.cancel_scope
+                if run.stop:
+                    nursery.cancel_scope.cancel()
+                for ops in run.life.workers:
+                    nursery.start_soon(self._work, run, runtime, node, ops, name="user")
+            run.stop_scope = None
+            self.slots.left(run.name)
+            self.note(run.name, "leaving")
+            leaving = self._expect(run, "to leave")
+        leaving.cancel()
+
+    def _node_ended(self, run: Run, e: BaseException | None) -> None:
+        if e is None:
+            self.note(run.name, "left")
+        else:
+            self.note(run.name, "failed", *_errors(e))
+            if not (self.plan.has_disk_errors and _is_expected(e)):
+                self.report("node-error", f"{run.name}: " + "".join(traceback.format_exception(e)))
+        # Whatever it left half done is over with its process.
+        self.stepper.crash(run.host.group)
+        run.host.fence()
+        self._end(run)
+
+    async def _work(self, run: Run, runtime: SimRuntime, node: Node, ops: tuple[Op, ...]) -> None:
+        for op in ops:
+            if op.kind == OpKind.REST:
+                await runtime.sleep(op.rest_s, what="a rest of the user")
+                continue
+            expected = self._expect(run, op.kind.value)
+            try:
+                await self._request(run, node, op)
+            except OSError as e:
+                self.note(run.name, "error", op.kind.value, op.sector, op.sectors, e.strerror)
+                if not self.plan.has_disk_errors:
+                    self.report("node-error", f"{run.name}: {op.kind.value} returned {e}")
+            finally:
+                expected.cancel()
+
+    async def _request(self, run: Run, node: Node, op: Op) -> None:
+        volume = node.volume
+        offset = op.sector * SECTOR_BYTES
+        if op.kind == OpKind.READ:
+            start = self.register.begin_read()
+            data = await volume.read(offset, op.sectors * SECTOR_BYTES)
+            self.note(run.name, "read", op.sector, op.sectors)
+            self.register.end_read(start, op.sector, data, run.name)
+        elif op.kind == OpKind.FLUSH:
+            flushed = self.register.begin_flush(run.machine)
+            await volume.flush()
+            self.note(run.name, "flushed")
+            self.register.end_flush(flushed)
+        else:
+            durable = op.kind == OpKind.WRITE_DURABLE
+            written, data = self.register.begin_write(run.machine, op.sector, op.sectors)
+            self.note(run.name, "write", op.sector, op.sectors, f"value {written[0].value}")
+            await volume.write(offset, data, durable=durable)
+            self.note(run.name, "written", op.sector, op.sectors, f"value {written[0].value}")
+            self.register.end_write(written, durable=durable)
+
+    # Something that must come to an end, unless its machine dies before.
+    def _expect(self, run: Run, what: str) -> Timer:
+        def stalled() -> None:
+            if not run.host.group.dead:
+                waits = waits_text(self.stepper.all_waits())
+                self.report("stall", f"{run.name} waits {STALL_S:.0f} s for {what}; who waits for what:\n{waits}")
+
+        return self.stepper.at(self.stepper.now + STALL_S, stalled)
+
+    @contextlib.contextmanager
+    def _logs(self) -> Iterator[None]:
+        """Keep the nodes' log out of the way, or put it into the trace."""
+        logger = logging.getLogger("raidfs")
+        handler = _TraceHandler(self)
+        propagate, level = logger.propagate, logger.level
+        logger.addHandler(handler)
+        logger.propagate = False
+        logger.setLevel(logging.INFO if self.trace.keep else logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            logger.propagate = propagate
+            logger.setLevel(level)
+
+
+class _TraceHandler(logging.Handler):
+    def __init__(self, cluster: Cluster) -> None:
+        super().__init__()
+        self._cluster = cluster
+
+    def emit(self, record: logging.LogRecord) -> None:
+        task = self._cluster.stepper.current
+        if task is not None and self._cluster.trace.keep:
+            self._cluster.note(task.group.name, "log", record.getMessage())
+
+
+def _leaves(e: BaseException) -> list[BaseException]:
+    if isinstance(e, BaseExceptionGroup):
+        return [leaf for part in e.exceptions for leaf in _leaves(part)]
+    return [e]
+
+
+def _errors(e: BaseException) -> list[str]:
+    return [f"{type(leaf).__name__}: {leaf}" for leaf in _leaves(e)]
+
+
+def _is_expected(e: BaseException) -> bool:
+    return all(isinstance(leaf, RaidfsError | OSError) for leaf in _leaves(e))
+
+
+def simulate(plan: Plan, *, keep_trace: bool = False) -> Outcome:
+    """Carry a plan out and return what came of it."""
+    return Cluster(plan, keep_trace=keep_trace).run()

@@ -1,0 +1,247 @@
+"""`raidfs.host.Host` of a simulated machine: simulated disks, the stepped engine, the lock manager in this process."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+
+from raidfs._core import OpKind
+from raidfs.array.head import Candidate, read_candidate
+from raidfs.array.images import OpenImage
+from raidfs.array.port import EnginePort
+from raidfs.errors import ImageAccess, ImageClosed, ImageNotFound, OtherManager
+from raidfs.lock.api import LockManager
+from raidfs.lock.machine import Action
+from raidfs.node_options import NodeOptions
+from raidfs.runtime import Runtime
+from raidfs.sim.disks import DiskOp, SimDisk
+from raidfs.sim.layout import CREATED_S, DATA_OFFSET_BYTES
+from raidfs.sim.locks import SimulatedClient, SimulatedLocks
+from raidfs.sim.runtime import SimRuntime
+from raidfs.sim.stepper import Group, Stepper
+from raidfs.units import SECTOR_BYTES
+
+OpWatcher = Callable[["SimHost", SimDisk, OpKind, int, bytes | None], None]
+
+
+class SimImage(OpenImage):
+    """A disk as an open image; ``head`` is what was read of its metadata when it was opened."""
+
+    def __init__(self, disk: SimDisk, number: int, head: bytes) -> None:
+        self.path = disk.name
+        self.writable = True
+        self.direct = True
+        self.is_block_device = True
+        self.identity = ("device", number, 0)
+        self.size_bytes = disk.size_bytes
+        self.logical_block_bytes = SECTOR_BYTES
+        self.users: dict[SimImage, None] | None = None  # of the disk, while this one holds its flock
+        self._fd = number
+        self._head = head
+
+    @property
+    def fd(self) -> int:
+        """The number of the disk."""
+        if self._fd < 0:
+            raise ImageClosed(path=self.path)
+        return self._fd
+
+    def read(self, offset_bytes: int, length_bytes: int) -> bytes:
+        """Return bytes of the metadata that was read."""
+        return self._head[offset_bytes : offset_bytes + length_bytes]
+
+    def close(self) -> None:
+        """See `OpenImage.close`."""
+        self._fd = -1
+        if self.users is not None:
+            self.users.pop(self, None)
+
+
+class _Inbox:
+    """Messages of the lock manager that have reached the machine: each is taken in a step of the machine, in order."""
+
+    def __init__(self, stepper: Stepper, group: Group, deliver: Callable[[Action], None]) -> None:
+        self._stepper = stepper
+        self._group = group
+        self._deliver = deliver
+        self._actions: list[Action] = []
+
+    def put(self, action: Action) -> None:
+        self._actions.append(action)
+        self._stepper.soon(self._group, "messages of the lock manager", self._take)
+
+    def _take(self) -> None:
+        self._deliver(self._actions.pop(0))
+
+
+class SimStorage:
+    """What the machines share: disks by name, and who holds a flock on them."""
+
+    def __init__(self, disks: Sequence[SimDisk]) -> None:
+        self.disks = tuple(disks)
+        self.numbers = {disk.name: number for number, disk in enumerate(disks)}
+        self.flocks: list[dict[SimImage, None]] = [{} for _ in disks]
+
+
+class SimHost:
+    """The machine under one run of a node; ``on_op`` sees each operation of the engine before the disk gets it."""
+
+    def __init__(
+        self,
+        name: str,
+        stepper: Stepper,
+        group: Group,
+        storage: SimStorage,
+        locks: SimulatedLocks,
+        *,
+        on_op: OpWatcher | None = None,
+    ) -> None:
+        self.name = name
+        self.group = group
+        self.storage = storage
+        self.on_op = on_op
+        self.port: EnginePort | None = None
+        self.slot: int | None = None  # once the node has joined, for those who watch
+        self._stepper = stepper
+        self._runtime = SimRuntime(stepper, group)
+        self._locks = locks
+        self._client: SimulatedClient | None = None
+        self._images: list[SimImage] = []
+
+    def wall_time(self) -> int:
+        """See `raidfs.host.Host.wall_time`."""
+        return CREATED_S + int(self._runtime.now())
+
+    async def candidates(self, paths: Sequence[str]) -> Sequence[Candidate]:
+        """See `raidfs.host.Host.candidates`."""
+        return [read_candidate(image) for image in await self._opened(paths)]
+
+    async def open_images(self, paths: Sequence[str], options: NodeOptions) -> list[OpenImage]:
+        """See `raidfs.host.Host.open_images`."""
+        images = await self._opened(paths)
+        self._images += images
+        return list(images)
+
+    async def claim_images(self, images: Sequence[OpenImage], *, alone: bool) -> None:
+        """See `raidfs.host.Host.claim_images`; all machines' flocks meet, as those of processes on one host do."""
+        for image in images:
+            assert isinstance(image, SimImage)
+            users = self.storage.flocks[image.fd]
+            if alone and users:
+                raise OtherManager(path=image.path)
+            users[image] = None
+            image.users = users
+
+    def backend(self, port: EnginePort) -> SimBackend:
+        """See `raidfs.host.Host.backend`."""
+        self.port = port
+        return SimBackend(self, port, self._runtime)
+
+    def lock_manager(
+        self, runtime: Runtime, options: NodeOptions, array_uuid: str
+    ) -> AbstractAsyncContextManager[LockManager]:
+        """See `raidfs.host.Host.lock_manager`."""
+        return self._manager()
+
+    @contextlib.asynccontextmanager
+    async def _manager(self) -> AsyncIterator[LockManager]:
+        self._client = client = self._locks.connect()
+        inbox = _Inbox(self._stepper, self.group, client.deliver)
+        client.deliver = inbox.put  # type: ignore[method-assign]
+        try:
+            yield client.hub
+        finally:
+            await client.hub.close()
+
+    def sever(self) -> None:
+        """The machine dies: locks and disks know nothing more of it, but it is not fenced yet."""
+        if self._client is not None:
+            self._client.hub.lost = "this machine is dead"
+        for disk in self.storage.disks:
+            disk.sever(self.group)
+
+    def fence(self) -> None:
+        """Nothing of the dead machine takes place any more: its locks may go to others."""
+        for disk in self.storage.disks:
+            disk.fence(self.group)
+        for image in self._images:
+            image.close()
+        if self._client is not None:
+            self._client.kill()
+
+    def lose_locks(self, reason: str) -> None:
+        """Let this machine lose its lock manager, as one that was silent for too long."""
+        if self._client is not None:
+            self._client.hub.lose(reason)
+
+    async def _opened(self, paths: Sequence[str]) -> list[SimImage]:
+        images = []
+        for path in paths:
+            if path not in self.storage.numbers:
+                raise ImageNotFound(path=path)
+            number = self.storage.numbers[path]
+            disk = self.storage.disks[number]
+            future = self._runtime.future()
+
+            def done(result: int, data: bytes | None, future: object = future) -> None:
+                future.set((result, data))  # type: ignore[attr-defined]
+
+            disk.submit(DiskOp(self.group, OpKind.READ, 0, DATA_OFFSET_BYTES, None, done))
+            result, head = await future.wait(what=f"the metadata of {path}")
+            if result < 0:
+                raise ImageAccess(path=path, doing="read it", reason="Input/output error")
+            images.append(SimImage(disk, number, head))
+        return images
+
+
+class SimBackend:
+    """`raidfs.backend.LegBackend` that steps the real engine over simulated disks.
+
+    The engine's operations are taken after each step of the node; what disks answer waits until the backend's task
+    takes it, so that a slow or paused node finds its completions later, in the order in which they came.
+    """
+
+    def __init__(self, host: SimHost, port: EnginePort, runtime: Runtime) -> None:
+        self._host = host
+        self._port = port
+        self._disks: dict[int, SimDisk] = {}
+        self._completed: list[tuple[int, int, bytes | None]] = []
+        self._queue = runtime.wait_queue()
+
+    def attach(self, leg: int, fd: int) -> None:
+        """See `raidfs.backend.LegBackend.attach`."""
+        self._disks[leg] = self._host.storage.disks[fd]
+
+    async def run(self) -> None:
+        """See `raidfs.backend.LegBackend.run`."""
+        self._host.group.after_step = self._after_step
+        while True:
+            await self._queue.wait_event(lambda: bool(self._completed), what="the legs to answer")
+            completed, self._completed = self._completed, []
+            for op_id, result, data in completed:
+                self._port.engine.complete_op(op_id, result, data)
+            self._port.pump()
+
+    def close(self) -> None:
+        """See `raidfs.backend.LegBackend.close`."""
+        self._host.group.after_step = None
+        for disk in self._disks.values():
+            disk.finish(self._host.group)
+
+    # Production's threads take operations and bring replies at any time; here after every step of the node.
+    def _after_step(self) -> None:
+        engine = self._port.engine
+        ops = engine.take_ops()
+        for op_id, kind, leg, offset, length, data in ops:
+            self._submit(op_id, kind, self._disks[leg], offset, length, data)
+        self._port.pump()
+
+    def _submit(self, op_id: int, kind: OpKind, disk: SimDisk, offset: int, length: int, data: bytes | None) -> None:
+        def done(result: int, data: bytes | None) -> None:
+            self._completed.append((op_id, result, data))
+            self._queue.wake_up()
+
+        if self._host.on_op is not None:
+            self._host.on_op(self._host, disk, kind, offset, data)
+        disk.submit(DiskOp(self._host.group, OpKind(kind), offset, length, data, done))

@@ -1,0 +1,160 @@
+"""What a simulated schedule does: machines, what their nodes are asked, and what goes wrong. All of it from one seed.
+
+A plan is a value: it can be printed, and made smaller by leaving things out (`raidfs.sim.shrink`). The order in which
+things then happen is not in it; that comes from ``schedule_seed``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from random import Random
+
+from raidfs.sim.layout import CHUNK_BYTES, NODES
+from raidfs.units import SECTOR_BYTES
+
+CHUNKS = 8
+SECTORS = CHUNKS * CHUNK_BYTES // SECTOR_BYTES
+READ_SECTORS_MAX = 16
+MACHINES_MAX = NODES
+
+
+class OpKind(enum.Enum):
+    """What a node's user does."""
+
+    READ = "read"
+    WRITE = "write"
+    WRITE_DURABLE = "write-durable"
+    FLUSH = "flush"
+    REST = "rest"
+
+
+class FaultKind(enum.Enum):
+    """What happens to one run of a machine."""
+
+    CRASH = "crash"
+    STOP = "stop"  # a request to leave, in the middle of everything
+    PAUSE = "pause"  # the process does not run for a while; storage and lock manager do
+
+
+@dataclasses.dataclass(frozen=True)
+class Op:
+    """One request: sectors of the array, or seconds of rest."""
+
+    kind: OpKind
+    sector: int = 0
+    sectors: int = 0
+    rest_s: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """Something that happens before step ``at_step`` of a run, if it comes so far; ``seconds`` of a pause."""
+
+    kind: FaultKind
+    at_step: int
+    seconds: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Life:
+    """One run of a machine: from join to leave or death. Each of the workers does its operations one by one."""
+
+    start_after_s: float
+    workers: tuple[tuple[Op, ...], ...]
+    faults: tuple[Fault, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A whole schedule.
+
+    ``granule_sectors``: sectors are owned by the machines in turn, in pieces of this size; only the owner writes them.
+    ``fail_writes`` and ``fail_reads`` hold (disk, number of the operation on it). ``pct_depth`` 0 means even picking.
+    ``clean``: the array needs no initial resync.
+    """
+
+    schedule_seed: str
+    machines: tuple[tuple[Life, ...], ...]
+    legs: int = 2
+    clean: bool = True
+    pct_depth: int = 0
+    granule_sectors: int = 4
+    fail_writes: tuple[tuple[int, int], ...] = ()
+    fail_reads: tuple[tuple[int, int], ...] = ()
+    power_loss_s: float | None = None
+
+    @property
+    def has_disk_errors(self) -> bool:
+        """Whether requests may fail."""
+        return bool(self.fail_writes or self.fail_reads)
+
+
+def make_plan(seed: int, *, machines: int | None = None) -> Plan:
+    """Return the plan of a seed, for a number of machines or as many as the seed says (2 to 5)."""
+    rng = Random(f"plan {seed}")
+    count = machines if machines is not None else rng.choice((2, 2, 2, 3, 3, 4, 5))
+    granule = rng.choice((1, 2, 4, 8))
+    legs = rng.choice((2, 2, 2, 3))
+    fail_writes: tuple[tuple[int, int], ...] = ()
+    fail_reads: tuple[tuple[int, int], ...] = ()
+    if rng.random() < 0.25:
+        fail_writes = tuple((rng.randrange(legs), rng.randrange(150)) for _ in range(rng.randint(1, 2)))
+    if rng.random() < 0.15:
+        fail_reads = tuple((rng.randrange(legs), rng.randrange(5, 150)) for _ in range(rng.randint(1, 3)))
+    return Plan(
+        schedule_seed=str(seed),
+        machines=tuple(_lives(rng, machine, count, granule) for machine in range(count)),
+        legs=legs,
+        clean=rng.random() < 0.8,
+        pct_depth=rng.choice((0, 0, 2, 3, 4)),
+        granule_sectors=granule,
+        fail_writes=fail_writes,
+        fail_reads=fail_reads,
+        power_loss_s=rng.uniform(0.0, 12.0) if rng.random() < 0.25 else None,
+    )
+
+
+def owner_of(sector: int, machines: int, granule_sectors: int) -> int:
+    """Return the machine that alone writes a sector."""
+    return sector // granule_sectors % machines
+
+
+def _lives(rng: Random, machine: int, machines: int, granule: int) -> tuple[Life, ...]:
+    return tuple(_life(rng, machine, machines, granule) for _ in range(rng.choice((1, 1, 2, 3))))
+
+
+def _life(rng: Random, machine: int, machines: int, granule: int) -> Life:
+    workers = tuple(
+        tuple(_op(rng, machine, machines, granule) for _ in range(rng.randint(1, 8)))
+        for _ in range(rng.choice((1, 2, 3)))
+    )
+    faults = []
+    if rng.random() < 0.4:
+        faults.append(Fault(FaultKind.CRASH, _step(rng)))
+    if rng.random() < 0.2:
+        faults.append(Fault(FaultKind.STOP, _step(rng)))
+    if rng.random() < 0.15:
+        faults.append(Fault(FaultKind.PAUSE, _step(rng), round(rng.uniform(0.001, 20.0), 3)))
+    start = rng.choice((0.0, 0.0, round(rng.uniform(0.0, 3.0), 3)))
+    return Life(start, workers, tuple(sorted(faults, key=lambda fault: fault.at_step)))
+
+
+# Early and late steps alike: a join has some 200, a life with its sweeps up to some thousand.
+def _step(rng: Random) -> int:
+    return int(2 ** rng.uniform(0.0, 10.5))
+
+
+def _op(rng: Random, machine: int, machines: int, granule: int) -> Op:
+    chance = rng.random()
+    if chance < 0.35:
+        sector = rng.randrange(SECTORS)
+        return Op(OpKind.READ, sector, rng.randint(1, min(READ_SECTORS_MAX, SECTORS - sector)))
+    if chance < 0.8:
+        pieces = [piece for piece in range(SECTORS // granule) if piece % machines == machine]
+        start = rng.choice(pieces) * granule + rng.randrange(granule)
+        sectors = rng.randint(1, granule - start % granule)
+        return Op(rng.choice((OpKind.WRITE, OpKind.WRITE, OpKind.WRITE_DURABLE)), start, sectors)
+    if chance < 0.9:
+        return Op(OpKind.FLUSH)
+    return Op(OpKind.REST, rest_s=round(rng.choice((rng.uniform(0.0, 0.01), rng.uniform(0.0, 12.0))), 6))
