@@ -10,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from raidfs.array.images import OpenImage, image_identity, image_status, open_image
-from raidfs.array.signatures import Signature, find_signatures
-from raidfs.errors import BadGeometry, ImageAccess, ImageHoldsData, ImageNotFound, ImageTooSmall, SameImageTwice
+from raidfs.array.signatures import find_signatures
+from raidfs.array.sparse_files import made_files
+from raidfs.array.wipe import wipe
+from raidfs.errors import BadGeometry, ImageHoldsData, ImageNotFound, ImageTooSmall, SameImageTwice
 from raidfs.format.bitmap import CLUSTER_NAME_BYTES_MAX, BitmapSuperblock
 from raidfs.format.bitmap import SUPER_BYTES as BITMAP_SUPER_BYTES
 from raidfs.format.geometry import (
@@ -30,7 +32,6 @@ from raidfs.format.superblock import (
     HEADER_BYTES,
     MAX_SECTOR,
     ROLE_SPARE,
-    SUPER_BYTES,
     SUPER_OFFSET_BYTES,
     Superblock,
     uuid_text,
@@ -110,7 +111,7 @@ def create_array(request: ArrayRequest, *, set_uuid: bytes, device_uuids: Sequen
                 if signatures:
                     raise ImageHoldsData(path=path, found=signatures[0].name)
         layout = _choose(request, existing)
-        with _made_files(missing, layout.end_bytes) as made:
+        with made_files(missing, layout.end_bytes) as made:
             for path in made:
                 image = open_images.enter_context(open_image(path, writable=True))
                 image.lock(exclusive=True)
@@ -119,7 +120,7 @@ def create_array(request: ArrayRequest, *, set_uuid: bytes, device_uuids: Sequen
             _check_images(images, layout)
             superblocks = _superblocks(request, images, layout, set_uuid, device_uuids, now_s)
             for image in images:
-                _wipe(image, found.get(image.path, ()), layout)
+                wipe(image, found.get(image.path, ()), layout.data_offset_bytes)
             for image in images:
                 _write_bitmaps(image, layout, set_uuid, request.cluster_name)
             for image, superblock in zip(images, superblocks, strict=True):
@@ -266,39 +267,6 @@ def _check_images(images: Sequence[OpenImage], layout: ArrayLayout) -> None:
             raise BadGeometry(what=f"block size of {image.path},", value=image.logical_block_bytes, rule=rule)
 
 
-@contextlib.contextmanager
-def _made_files(paths: Sequence[str], length_bytes: int) -> Iterator[list[str]]:
-    """Make sparse files of this length; they are removed again when the block fails."""
-    made: list[str] = []
-    try:
-        for path in paths:
-            try:
-                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-                made.append(path)
-                try:
-                    os.ftruncate(fd, length_bytes)
-                    os.fsync(fd)
-                finally:
-                    os.close(fd)
-                _sync_directory(os.path.dirname(path) or ".")
-            except OSError as e:
-                raise ImageAccess(path=path, doing="make it", reason=os.strerror(e.errno or 0)) from None
-        yield made
-    except BaseException:
-        for path in made:
-            with contextlib.suppress(OSError):  # the first error is the one to tell
-                os.unlink(path)
-        raise
-
-
-def _sync_directory(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def _superblocks(
     request: ArrayRequest,
     images: Sequence[OpenImage],
@@ -328,32 +296,6 @@ def _superblocks(
         )
         for number, (image, device_uuid) in enumerate(zip(images, device_uuids, strict=True))
     ]
-
-
-def _wipe(image: OpenImage, found: Sequence[Signature], layout: ArrayLayout) -> None:
-    """Make unrecognisable what the new array replaces: every md superblock, and magics before the data area.
-
-    A magic inside the data area is content, which ``--assume-clean`` keeps; md superblocks are not, wherever they
-    are, or another program could still assemble the old array.
-    """
-    for signature in found:
-        if signature.is_md:
-            _zero(image, signature.offset_bytes, SUPER_BYTES)
-        elif not signature.is_data and signature.offset_bytes < layout.data_offset_bytes:
-            _zero(image, signature.offset_bytes, signature.length_bytes)
-    if found:
-        image.sync()
-
-
-def _zero(image: OpenImage, offset_bytes: int, length_bytes: int) -> None:
-    """Write zeros over these bytes and leave the rest of their pages as it is."""
-    start = round_down(offset_bytes, PAGE_BYTES)
-    end = min(round_up(offset_bytes + length_bytes, PAGE_BYTES), round_down(image.size_bytes, PAGE_BYTES))
-    last = min(offset_bytes + length_bytes, end)
-    if start < last:
-        pages = bytearray(image.read(start, end - start))
-        pages[offset_bytes - start : last - start] = bytes(last - offset_bytes)
-        image.write(start, bytes(pages))
 
 
 def _write_bitmaps(image: OpenImage, layout: ArrayLayout, set_uuid: bytes, cluster_name: str) -> None:

@@ -228,6 +228,11 @@ REFUSED: dict[str, tuple[Change, type[RaidfsError], str]] = {
         DuplicateLeg,
         "the device number is the same",
     ),
+    "two legs of one role": (
+        lambda legs: [with_role(leg, 1, 0) for leg in legs],
+        DuplicateLeg,
+        r"leg1 and .*leg0 are both leg 0 \(the role is the same\)",
+    ),
     "a damaged superblock": (
         lambda legs: [legs[0], dataclasses.replace(legs[1], superblock=DAMAGED, slots=())],
         SuperblockChecksum,

@@ -11,7 +11,7 @@ import pytest
 from support.arrays import NOW_S, SET_UUID, device_uuid, make_array
 from support.golden import golden_images
 
-from raidfs.array import create
+from raidfs.array import create, images
 from raidfs.array.create import ArrayRequest, create_array, describe, set_name
 from raidfs.array.images import OpenImage
 from raidfs.errors import (
@@ -300,6 +300,63 @@ def test_bitmaps_are_synced_before_superblocks_are_written(tmp_path: Path, monke
     monkeypatch.setattr(OpenImage, "sync", logged_sync)
     make_array(tmp_path, nodes=2)
     assert steps == [*["bitmap", "bitmap", "sync"] * 2, *["superblock", "sync"] * 2]
+
+
+def test_what_was_there_is_gone_for_good_before_anything_new_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [image.path for image in make_array(tmp_path, nodes=2).images]
+    steps: list[str] = []
+    write, sync = OpenImage.write, OpenImage.sync
+
+    def logged_write(self: OpenImage, offset_bytes: int, data: bytes) -> None:
+        steps.append("other" if any(data) else "zeros")
+        write(self, offset_bytes, data)
+
+    def logged_sync(self: OpenImage) -> None:
+        steps.append("sync")
+        sync(self)
+
+    monkeypatch.setattr(OpenImage, "write", logged_write)
+    monkeypatch.setattr(OpenImage, "sync", logged_sync)
+    create_on(*map(Path, paths), force=True, nodes=2)
+    assert steps == [*["zeros", "sync"] * 2, *["other", "other", "sync"] * 2, *["other", "sync"] * 2]
+
+
+def test_a_magic_in_the_data_area_is_content_and_stays(tmp_path: Path) -> None:
+    paths = [blank(tmp_path / name, 8 * MIB) for name in ("a", "b")]
+    for path in paths:
+        with path.open("r+b") as file:
+            file.seek(8 * MIB - 512)
+            file.write(b"EFI PART")
+    create_on(*paths, force=True, assume_clean=True)
+    assert [path.read_bytes()[8 * MIB - 512 :][:8] for path in paths] == [b"EFI PART"] * 2
+
+
+def test_the_names_of_made_files_are_durable_before_their_superblocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def logged(fd: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", logged)
+    make_array(tmp_path)
+    leg = str(tmp_path / "leg0")
+    assert leg in synced[: synced.index(str(tmp_path))]
+    assert str(tmp_path) in synced[: len(synced) - synced[::-1].index(leg) - 1]
+
+
+def test_an_image_with_blocks_larger_than_the_superblock_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "_file_block_bytes", lambda fd: 8192)
+    with pytest.raises(BadGeometry, match=r"block size of .*leg0, 8192 is not possible"):
+        make_array(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
