@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock
 
 from raidfs.errors import LockProtocolError, LockspaceLost
@@ -76,6 +77,37 @@ async def answer_late(carrier: HandCarrier, convert: machine.Convert) -> None:
         assert cancel.request == convert.tag
         carrier.hub.deliver(machine.Granted(convert.member, convert.tag, convert.lock, EX, None, True))
         carrier.hub.deliver(machine.Done(cancel.member, cancel.tag))
+
+
+@pytest.mark.parametrize("way", ["release", "close"])
+async def test_a_wait_that_ends_after_its_lock_was_given_up_sends_nothing_more(
+    autojump_clock: MockClock, way: str
+) -> None:
+    carrier = HandCarrier()
+    space, lock = await carrier.lock()
+    carrier.machine = None
+    scope = trio.CancelScope()
+
+    async def convert() -> None:
+        with scope:
+            await lock.convert(EX)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(convert)
+        await trio.testing.wait_all_tasks_blocked()
+        asked = carrier.sent[-1]
+        assert isinstance(asked, machine.Convert)
+        nursery.start_soon(lock.release if way == "release" else space.close)
+        await trio.testing.wait_all_tasks_blocked()
+        last = carrier.sent[-1]
+        assert isinstance(last, machine.Release | machine.Close)
+        scope.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        assert carrier.sent[-1] is last
+        carrier.hub.deliver(machine.Cancelled(asked.member, asked.tag, asked.lock))
+        carrier.hub.deliver(machine.Done(last.member, last.tag))
+    assert scope.cancelled_caught
+    assert trio.current_time() == 0
 
 
 async def test_every_wait_can_be_seen_with_its_lock_and_modes(autojump_clock: MockClock) -> None:

@@ -99,7 +99,7 @@ HOSTILE = {
     "a frame that is too long": b"\xff\xff\xff\xff",
     "a second greeting": wire.encode(wire.Hello(wire.PROTOCOL, wire.PROTOCOL_VERSION)),
     "a query of a lock space that was not joined": wire.encode(machine.Query(9, 1)),
-    "a member's number that would be another client's": wire.encode(machine.Query(1 << 20, 1)),
+    "a member's number that would be another client's": wire.encode(machine.Query((1 << 16) + 1, 1)),
 }
 
 
@@ -107,7 +107,7 @@ HOSTILE = {
 async def test_a_client_that_breaks_the_protocol_is_ended_alone(
     lock_server: LockServer, address: LockAddress, hostility: str
 ) -> None:
-    async with connected(address, runtime=TrioRuntime()) as manager, raw(address) as link:
+    async with raw(address) as link, connected(address, runtime=TrioRuntime()) as manager:
         space = await manager.open_lockspace("space", cluster_name="c", client="good")
         lock = await space.lock("r")
         link.send(machine.Open(1, 1, "space", "c", "bad"))
@@ -155,17 +155,56 @@ async def test_a_client_that_does_not_read_is_evicted_and_the_others_go_on(
         space = await manager.open_lockspace("space", cluster_name="c", client="good")
         for number in range(300):
             await space.lock(f"resource {number}")
+        held = await space.lock("held")
         link.send(machine.Open(1, 1, "space", "c", "slow"))
-        for tag in range(2, 80):
+        link.send(machine.Request(1, 2, 1, "held", NL, noqueue=False, expedite=True, blocking=True))
+        link.send(machine.Convert(1, 3, 1, CR, False, None))
+        for tag in range(4, 80):
             link.send(machine.Query(1, tag))
         link.flush()
         with trio.fail_after(10):
             while not lock_server.statistics().evicted_total:  # noqa: ASYNC110 - seen through the server only
                 await trio.sleep(0.001)
-        assert len(await space.query()) == 300
+        assert len(await space.query()) == 301
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(held.convert, EX)
+            await wait_all_tasks_blocked(0.01)
+            assert held.mode is NL
+            with trio.fail_after(10):
+                while await link.receive():
+                    pass  # when it reads again it comes to the end of the stream
+            leave(link)
+        assert held.mode is EX
+
+
+async def test_an_answer_that_the_socket_does_not_take_at_once_arrives_whole(
+    lock_server: LockServer, address: LockAddress
+) -> None:
+    async with connected(address, runtime=TrioRuntime()) as manager:
+        space = await manager.open_lockspace("space", cluster_name="c", client="x" * 500)
+        lock = await space.lock("r")
+        for _ in range(1000):
+            await space.lock("r")
         with trio.fail_after(10):
-            while await link.receive():
-                pass  # when it reads again it comes to the end of the stream
+            (resource,) = await space.query()
+        assert len(resource.locks) == 1001
+        await lock.convert(EX)
+
+
+async def test_a_stopped_server_does_not_wait_for_clients_that_hang(
+    listener: socket.socket, address: LockAddress
+) -> None:
+    running = LockServer()
+    async with raw(address, greet=False) as link:
+        link.send(wire.Hello(wire.PROTOCOL, wire.PROTOCOL_VERSION))
+        link.send(machine.Open(1, 1, "space", "c", "hangs"))
+        link.flush()
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(running.serve, listener)
+                await wait_all_tasks_blocked(0.01)
+                assert running.statistics().machine.members == 1
+                running.stop("SIGTERM")
 
 
 async def test_a_server_that_waits_for_the_end_of_a_process_can_be_stopped(
