@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import stat
@@ -47,6 +48,18 @@ def test_a_socket_that_a_stranger_listens_at_is_left_alone(tmp_path: Path) -> No
         with pytest.raises(LockAddressInUse), bound_listener(LockAddress(str(path))):
             pass
         client.connect(str(path))
+
+
+def test_a_path_whose_election_another_one_has_won_is_left_alone(tmp_path: Path) -> None:
+    """Between the election and the bind the old socket may still be there; only the winner may remove it."""
+    path = tmp_path / "lock"
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))
+    with open(f"{path}.lock", "w") as election:
+        fcntl.flock(election, fcntl.LOCK_EX)
+        with pytest.raises(LockAddressInUse), bound_listener(LockAddress(str(path))):
+            pass
+    assert path.exists()
 
 
 def test_a_file_that_is_not_a_socket_is_left_alone(tmp_path: Path) -> None:

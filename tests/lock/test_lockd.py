@@ -124,3 +124,9 @@ def test_an_address_that_cannot_be_used_is_one_line_and_a_code(listen: str, code
     assert done.returncode == code
     assert words in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_the_command_loads_nothing_heavy_before_it_listens() -> None:
+    program = "import sys, raidfs.cli.lockd; print([name for name in ('trio', 'pyfuse3') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
