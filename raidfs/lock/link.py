@@ -8,6 +8,8 @@ and no task switch as long as the peer reads.
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import socket
 import struct
 from typing import NamedTuple
@@ -23,6 +25,7 @@ RECEIVE_BYTES = 64 * 1024
 UNREAD_BYTES_MAX = 1024 * 1024
 
 _UCRED = struct.Struct("3i")
+_SO_PEERPIDFD = 77  # linux/asm-generic/socket.h; not named by Python 3.11
 _BYE = wire.encode(wire.Bye())
 
 
@@ -51,6 +54,24 @@ class Link:
     def peer_pid(self) -> int:
         """The process that connected; 0 when it is of a process name space that we cannot see into."""
         return peer_credentials(self._sock).pid
+
+    def peer_pidfd(self) -> int | None:
+        """Return a descriptor that becomes readable when the peer's process has ended, for the caller to close.
+
+        None when there is nothing to wait for: the process has ended, or is of a name space that we cannot see into.
+        Raises OSError when there is no descriptor to be had.
+        """
+        try:
+            return self._sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise
+        try:  # before Linux 6.5
+            return os.pidfd_open(self.peer_pid)
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise
+            return None
 
     async def receive(self) -> list[wire.Frame]:
         """Return the next frames, at least one, or none at the end of the stream.

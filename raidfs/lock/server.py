@@ -39,8 +39,8 @@ from raidfs.lock.link import Link
 
 log = logging.getLogger(__name__)
 
-# md knows at most 255 slots of an array; the rest is for tools that look in.
-CLIENTS_MAX = 1024
+# Each takes two descriptors, and 1024 is what a process has where nobody raised it. An array has 255 slots at most.
+CLIENTS_MAX = 400
 
 # Members of one client: a node joins one lock space.
 MEMBERS_PER_CLIENT_MAX = 1 << 16
@@ -75,7 +75,7 @@ class _Client:
         self.evicted: RaidfsError | None = None
         self.said_bye = False
         self.pid = link.peer_pid
-        self._pidfd = _pidfd(self.pid)
+        self._pidfd = link.peer_pidfd()
 
     # The kernel makes the descriptor readable when the process with all its threads has ended.
     async def process_ended(self) -> None:
@@ -87,15 +87,6 @@ class _Client:
         if self._pidfd is not None:
             os.close(self._pidfd)
             self._pidfd = None
-
-
-# None when there is nothing to wait for: the process has ended, or it is beyond our sight.
-def _pidfd(pid: int) -> int | None:
-    try:
-        return os.pidfd_open(pid)
-    except OSError as error:
-        log.info("process %d cannot be watched: %s", pid, error.strerror)
-        return None
 
 
 class LockServer:
@@ -166,8 +157,15 @@ class LockServer:
             except OSError as error:  # the peer has gone already, or there is no file descriptor to be had
                 log.warning("a connection could not be accepted: %s", error.strerror)
                 return False
+            link = Link(sock, wire.client_frames())
+            try:
+                client = _Client(self._clients_total + 1, link)
+            except OSError as error:  # one that could not be watched to its end is not let in
+                log.warning("a connection was refused: %s", error.strerror)
+                _say_farewell(link, LockServerFull(clients=len(self._clients)))
+                link.close()
+                return False
             self._clients_total += 1
-            client = _Client(self._clients_total, Link(sock, wire.client_frames()))
             refusal = self._refusal(client)
             if refusal is not None:
                 log.warning("a connection was refused: %s", refusal)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import signal
@@ -14,6 +15,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+import raidfs.lock.link
 from raidfs import errors
 from raidfs.errors import (
     LockClientRefused,
@@ -352,6 +354,43 @@ async def test_one_client_too_many_is_told_the_limit(
     await wait_all_tasks_blocked(0.01)
     async with connected(address, runtime=TrioRuntime()):
         pass
+
+
+async def test_a_client_that_cannot_be_watched_for_want_of_descriptors_is_not_let_in(
+    lock_server: LockServer, address: LockAddress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(link: Link) -> int | None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Link, "peer_pidfd", exhausted)
+        with pytest.raises(LockServerFull):
+            await client.greet(address)
+    async with connected(address, runtime=TrioRuntime()):
+        pass
+
+
+@pytest.mark.parametrize("number", [None, errno.EMFILE])
+def test_without_the_newer_way_a_process_is_watched_by_its_number(
+    monkeypatch: pytest.MonkeyPatch, number: int | None
+) -> None:
+    monkeypatch.setattr(raidfs.lock.link, "_SO_PEERPIDFD", 9999)  # ENOPROTOOPT
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        pidfd = Link(ours, wire.client_frames()).peer_pidfd()
+        assert pidfd is not None
+        os.close(pidfd)
+        if number is not None:
+            monkeypatch.setattr(os, "pidfd_open", lambda pid: _fail(number))
+            with pytest.raises(OSError, match="Too many"):
+                Link(ours, wire.client_frames()).peer_pidfd()
+        else:
+            monkeypatch.setattr(os, "pidfd_open", lambda pid: _fail(errno.ESRCH))
+            assert Link(ours, wire.client_frames()).peer_pidfd() is None
+
+
+def _fail(number: int) -> int:
+    raise OSError(number, os.strerror(number))
 
 
 async def test_a_stopped_server_tells_its_clients_why(listener: socket.socket, address: LockAddress) -> None:
