@@ -107,7 +107,7 @@ def _freshest(members: Sequence[Member]) -> Member:
     if not active:
         first = members[0].superblock
         raise NoUsableLeg(uuid=first.set_uuid_text, reasons=", ".join(f"{m.path}: spare" for m in members))
-    return max(active, key=lambda member: (member.superblock.events, not member.superblock.is_recovering()))
+    return max(active, key=lambda member: (member.superblock.events, not member.superblock.is_recovering))
 
 
 def _roles(members: Sequence[Member], freshest: Member) -> tuple[list[AssembledLeg], list[LeftOutLeg]]:
@@ -152,7 +152,7 @@ def _leg(member: Member, freshest: Superblock) -> AssembledLeg:
         # It was given its position after its own superblock was last written: nothing of the array is known to be
         # on it, whatever it says of itself.
         state, offset_sectors = LegState.RECOVERING, 0
-    elif own.is_recovering() and own.recovery_offset_sectors < freshest.size_sectors:
+    elif own.is_recovering and own.recovery_offset_sectors < freshest.size_sectors:
         state, offset_sectors = LegState.RECOVERING, own.recovery_offset_sectors
     else:
         state, offset_sectors = LegState.IN_SYNC, freshest.size_sectors

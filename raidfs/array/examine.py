@@ -121,7 +121,7 @@ class Examination:
             "data_offset_sectors": superblock.data_offset_sectors,
             "super_offset_sectors": SUPER_OFFSET_SECTORS,
             "bitmap_offset_sectors": superblock.bitmap_offset_sectors,
-            "recovery_offset_sectors": superblock.recovery_offset_sectors if superblock.is_recovering() else None,
+            "recovery_offset_sectors": superblock.recovery_offset_sectors if superblock.is_recovering else None,
             "resync_offset_sectors": None if superblock.is_clean else superblock.resync_offset_sectors,
             "state": "clean" if superblock.is_clean else "active",
             "truncated": self.is_truncated,

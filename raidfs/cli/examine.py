@@ -113,7 +113,7 @@ def _leg_lines(examination: Examination) -> Iterator[str]:
             yield f"  Used Dev Size : {_sectors_text(superblock.size_sectors)}"
     yield f"    Data Offset : {superblock.data_offset_sectors} sectors"
     yield f"   Super Offset : {SUPER_OFFSET_SECTORS} sectors"
-    if superblock.is_recovering():
+    if superblock.is_recovering:
         yield f"Recovery Offset : {superblock.recovery_offset_sectors} sectors"
     before, after = examination.unused_before_sectors, examination.unused_after_sectors
     yield f"   Unused Space : before={before} sectors, after={after} sectors"

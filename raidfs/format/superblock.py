@@ -273,6 +273,7 @@ class Superblock:
         """Return the role of a device number; one beyond the table is a spare, as in ``super_1_validate``."""
         return self.dev_roles[dev_number] if dev_number < self.max_dev else ROLE_SPARE
 
+    @property
     def is_recovering(self) -> bool:
         """Whether this leg says of itself that only the data below ``recovery_offset_sectors`` is on it."""
         return bool(self.feature_map & Feature.RECOVERY_OFFSET)

@@ -106,6 +106,12 @@ def test_a_spare_and_a_missing_leg_are_told_in_mdadms_words(tmp_path: Path) -> N
     assert "   Array State : .A ('A' == active, '.' == missing, 'R' == replacing)" in lines(tmp_path / "leg0")
 
 
+def test_a_position_with_two_legs_is_being_replaced(tmp_path: Path) -> None:
+    make_array(tmp_path, spares=1)
+    poke(tmp_path / "leg0", 4096 + 260, (1).to_bytes(2, "little"))
+    assert "   Array State : AR ('A' == active, '.' == missing, 'R' == replacing)" in lines(tmp_path / "leg0")
+
+
 def test_a_file_without_a_superblock_is_told_on_stderr_with_status_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

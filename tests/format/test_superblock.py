@@ -80,7 +80,7 @@ def test_the_fields_of_a_running_array_are_those_that_mdadm_prints() -> None:
     assert (sb.role, Superblock.decode(area(second)).role) == (0, 1)
     assert stored_checksum(area(first)) == 0xDF36FDEC
     assert sb.is_clustered
-    assert not sb.is_recovering()
+    assert not sb.is_recovering
 
 
 def test_a_clean_array_has_the_last_sector_as_resync_offset() -> None:
