@@ -11,12 +11,14 @@ from collections.abc import Callable
 from typing import Protocol
 
 from raidfs._core import LegState, OpKind
+from raidfs.cluster.channel import State
 from raidfs.errors import RaidfsError
 from raidfs.format.bitmap import SUPER_BYTES as BITMAP_SUPER_BYTES
 from raidfs.format.geometry import ArrayLayout
 from raidfs.format.superblock import ROLE_FAULTY, SUPER_BYTES, SUPER_OFFSET_BYTES, Superblock
 from raidfs.lock import machine as lock_machine
 from raidfs.lock.api import Mode
+from raidfs.node import Node
 from raidfs.sim.disks import SimDisk
 from raidfs.sim.host import SimHost
 from raidfs.units import SECTOR_BYTES
@@ -32,6 +34,8 @@ RULES = {
     "sector-whole": "a sector is never a mixture of two writes",
     "legs-acknowledged": "every leg in sync holds what was acknowledged (P1)",
     "legs-equal": "legs in sync are equal in chunks whose bits are clear in every slot",
+    "applied-before-acked": "when a metadata update returns, every member has applied it",
+    "channel-restored": "a channel that nobody uses has its flags and lock modes at rest",
     "stall": "whatever was asked comes to an end",
     "locks-left": "a cluster that all have left leaves no locks behind",
     "node-error": "nodes fail only where the storage failed",
@@ -119,6 +123,46 @@ class SlotChecker:
     def left(self, name: str) -> None:
         """A node begins to leave, or is fenced."""
         self._owners = {slot: owner for slot, owner in self._owners.items() if owner != name}
+
+
+class ChannelChecker:
+    """Looks at the nodes that serve, when a metadata update has returned: applied-before-acked, channel-restored."""
+
+    def __init__(self, report: Report) -> None:
+        self._nodes: dict[str, Node] = {}
+        self._report = report
+
+    def serves(self, name: str, node: Node) -> None:
+        """A node has joined."""
+        self._nodes[name] = node
+
+    def left(self, name: str) -> None:
+        """A node begins to leave, or has died."""
+        self._nodes.pop(name, None)
+
+    def updated(self, name: str) -> None:
+        """A metadata update of this node has returned without an error."""
+        events = self._nodes[name].array.superblock.events
+        for other, node in self._nodes.items():
+            have = node.array.superblock.events
+            if node.lost is None and have < events:
+                self._report(
+                    "applied-before-acked", f"{name} was told that all have event {events}; {other} has {have}"
+                )
+        self.look()
+
+    def look(self) -> None:
+        """Look at every channel that nobody uses now."""
+        for name, node in self._nodes.items():
+            channel = node.channel
+            is_used = channel.recv_mutex.owner or channel.reconfig_mutex.owner or State.SEND_LOCK in channel.state
+            if node.lost is not None or is_used:
+                continue
+            modes = tuple(lock.mode for lock in (channel.token, channel.message, channel.ack))
+            if modes != (Mode.NL, Mode.NL, Mode.CR) or State.HOLDING_MUTEX_FOR_RECVD in channel.state:
+                names = ", ".join(mode.name for mode in modes)
+                flags = ", ".join(sorted(flag.name for flag in channel.state))
+                self._report("channel-restored", f"{name}: token, message, ack are {names}; flags {flags}")
 
 
 class LockStepper(Protocol):

@@ -10,10 +10,11 @@ from collections import Counter
 from collections.abc import Iterator
 from random import Random
 
-from raidfs.errors import RaidfsError, RuleBroken, SimulationFailed
+from raidfs.errors import LastLeg, NoSuchLeg, RaidfsError, RuleBroken, SimulationFailed
 from raidfs.node import Node, open_node
 from raidfs.node_options import NodeOptions
 from raidfs.sim.checkers import (
+    ChannelChecker,
     DataChecker,
     LockChecker,
     MetadataChecker,
@@ -87,6 +88,7 @@ class Cluster:
         self.metadata = MetadataChecker(self.storage.disks, self.report)
         self.data = DataChecker(self.layout, self.metadata, self.report)
         self.slots = SlotChecker(self.report)
+        self.channels = ChannelChecker(self.report)
         self.register = RegisterChecker(SECTORS, self.report)
         self.lock_checker = LockChecker(self.locks._machine, self.report, self._count_message)
         self.locks._machine = self.lock_checker  # type: ignore[assignment]
@@ -207,6 +209,7 @@ class Cluster:
     def _crash(self, run: Run) -> None:
         self.note(run.name, "crash", f"at its step {run.host.group.steps}")
         self.stepper.crash(run.host.group)
+        self.channels.left(run.name)
         run.host.sever()
 
         def fence() -> None:
@@ -234,6 +237,7 @@ class Cluster:
 
     def _end(self, run: Run) -> None:
         self.slots.left(run.name)
+        self.channels.left(run.name)
         run.ended = True
         self._changed.wake_up()
 
@@ -251,6 +255,7 @@ class Cluster:
             assert slot is not None
             run.host.slot = slot
             self.slots.joined(slot, run.name)
+            self.channels.serves(run.name, node)
             self.note(run.name, "joined", f"slot {slot}")
             async with runtime.open_nursery() as nursery:
                 run.stop_scope = nursery.cancel_scope
@@ -260,6 +265,8 @@ class Cluster:
                     nursery.start_soon(self._work, run, runtime, node, ops, name="user")
             run.stop_scope = None
             self.slots.left(run.name)
+            self.channels.look()
+            self.channels.left(run.name)
             self.note(run.name, "leaving")
             leaving = self._expect(run, "to leave")
         leaving.cancel()
@@ -284,9 +291,9 @@ class Cluster:
             expected = self._expect(run, op.kind.value)
             try:
                 await self._request(run, node, op)
-            except OSError as e:
-                self.note(run.name, "error", op.kind.value, op.sector, op.sectors, e.strerror)
-                if not self.plan.has_disk_errors:
+            except (OSError, RaidfsError) as e:
+                self.note(run.name, "error", op.kind.value, op.sector, op.sectors, e)
+                if not (self.plan.has_disk_errors or (isinstance(e, LastLeg | NoSuchLeg) and self.plan.fails_legs)):
                     self.report("node-error", f"{run.name}: {op.kind.value} returned {e}")
             finally:
                 expected.cancel()
@@ -299,6 +306,14 @@ class Cluster:
             data = await volume.read(offset, op.sectors * SECTOR_BYTES)
             self.note(run.name, "read", op.sector, op.sectors)
             self.register.end_read(start, op.sector, data, run.name)
+        elif op.kind == OpKind.TOUCH:
+            await node.mddev.touch()
+            self.note(run.name, "touched", f"events {node.array.superblock.events}")
+            self.channels.updated(run.name)
+        elif op.kind == OpKind.FAIL:
+            await node.mddev.fail(self.storage.disks[op.leg].name)
+            self.note(run.name, "leg-failed", f"disk{op.leg}", f"events {node.array.superblock.events}")
+            self.channels.updated(run.name)
         elif op.kind == OpKind.FLUSH:
             flushed = self.register.begin_flush(run.machine)
             await volume.flush()

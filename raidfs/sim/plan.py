@@ -27,6 +27,8 @@ class OpKind(enum.Enum):
     WRITE_DURABLE = "write-durable"
     FLUSH = "flush"
     REST = "rest"
+    TOUCH = "touch"  # a metadata update that changes nothing but the event count
+    FAIL = "fail"  # make a leg faulty on all nodes
 
 
 class FaultKind(enum.Enum):
@@ -39,12 +41,13 @@ class FaultKind(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Op:
-    """One request: sectors of the array, or seconds of rest."""
+    """One request: sectors of the array, seconds of rest, or a leg to fail."""
 
     kind: OpKind
     sector: int = 0
     sectors: int = 0
     rest_s: float = 0.0
+    leg: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +92,13 @@ class Plan:
         """Whether requests may fail."""
         return bool(self.fail_writes or self.fail_reads)
 
+    @property
+    def fails_legs(self) -> bool:
+        """Whether users ask for legs to be failed, which not every one of them may get."""
+        return any(
+            op.kind is OpKind.FAIL for lives in self.machines for life in lives for ops in life.workers for op in ops
+        )
+
 
 def make_plan(seed: int, *, machines: int | None = None) -> Plan:
     """Return the plan of a seed, for a number of machines or as many as the seed says (2 to 5)."""
@@ -96,6 +106,7 @@ def make_plan(seed: int, *, machines: int | None = None) -> Plan:
     count = machines if machines is not None else rng.choice((2, 2, 2, 3, 3, 4, 5))
     granule = rng.choice((1, 2, 4, 8))
     legs = rng.choice((2, 2, 2, 3))
+    mix = _Mix(touch=rng.choice((0.0, 0.1, 0.4)), fail=rng.choice((0.0, 0.0, 0.03)), legs=legs)
     fail_writes: tuple[tuple[int, int], ...] = ()
     fail_reads: tuple[tuple[int, int], ...] = ()
     if rng.random() < 0.25:
@@ -104,7 +115,7 @@ def make_plan(seed: int, *, machines: int | None = None) -> Plan:
         fail_reads = tuple((rng.randrange(legs), rng.randrange(5, 150)) for _ in range(rng.randint(1, 3)))
     return Plan(
         schedule_seed=str(seed),
-        machines=tuple(_lives(rng, machine, count, granule) for machine in range(count)),
+        machines=tuple(_lives(rng, machine, count, granule, mix) for machine in range(count)),
         legs=legs,
         clean=rng.random() < 0.8,
         pct_depth=rng.choice((0, 0, 2, 3, 4)),
@@ -115,18 +126,25 @@ def make_plan(seed: int, *, machines: int | None = None) -> Plan:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Mix:
+    touch: float  # the chance that an operation is one
+    fail: float
+    legs: int
+
+
 def owner_of(sector: int, machines: int, granule_sectors: int) -> int:
     """Return the machine that alone writes a sector."""
     return sector // granule_sectors % machines
 
 
-def _lives(rng: Random, machine: int, machines: int, granule: int) -> tuple[Life, ...]:
-    return tuple(_life(rng, machine, machines, granule) for _ in range(rng.choice((1, 1, 2, 3))))
+def _lives(rng: Random, machine: int, machines: int, granule: int, mix: _Mix) -> tuple[Life, ...]:
+    return tuple(_life(rng, machine, machines, granule, mix) for _ in range(rng.choice((1, 1, 2, 3))))
 
 
-def _life(rng: Random, machine: int, machines: int, granule: int) -> Life:
+def _life(rng: Random, machine: int, machines: int, granule: int, mix: _Mix) -> Life:
     workers = tuple(
-        tuple(_op(rng, machine, machines, granule) for _ in range(rng.randint(1, 8)))
+        tuple(_op(rng, machine, machines, granule, mix) for _ in range(rng.randint(1, 8)))
         for _ in range(rng.choice((1, 2, 3)))
     )
     faults = []
@@ -145,13 +163,19 @@ def _step(rng: Random) -> int:
     return int(2 ** rng.uniform(0.0, 10.5))
 
 
-def _op(rng: Random, machine: int, machines: int, granule: int) -> Op:
+def _op(rng: Random, machine: int, machines: int, granule: int, mix: _Mix) -> Op:
+    if rng.random() < mix.touch:
+        return Op(OpKind.TOUCH)
+    if rng.random() < mix.fail:
+        return Op(OpKind.FAIL, leg=rng.randrange(mix.legs))
     chance = rng.random()
     if chance < 0.35:
         sector = rng.randrange(SECTORS)
         return Op(OpKind.READ, sector, rng.randint(1, min(READ_SECTORS_MAX, SECTORS - sector)))
     if chance < 0.8:
-        pieces = [piece for piece in range(SECTORS // granule) if piece % machines == machine]
+        pieces = [
+            piece for piece in range(SECTORS // granule) if owner_of(piece * granule, machines, granule) == machine
+        ]
         start = rng.choice(pieces) * granule + rng.randrange(granule)
         sectors = rng.randint(1, granule - start % granule)
         return Op(rng.choice((OpKind.WRITE, OpKind.WRITE, OpKind.WRITE_DURABLE)), start, sectors)
