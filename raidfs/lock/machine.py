@@ -17,155 +17,58 @@ from __future__ import annotations
 import dataclasses
 from typing import NamedTuple
 
-from raidfs.errors import LockProtocolError, RaidfsError, WrongClusterName
+from raidfs.errors import LockProtocolError, WrongClusterName
 from raidfs.lock import resource as rules
 from raidfs.lock.api import NAME_BYTES_MAX, LockView, Mode, ResourceView
+from raidfs.lock.events import (
+    Action,
+    Answer,
+    Blocking,
+    Cancel,
+    Cancelled,
+    Close,
+    Convert,
+    Deadlocked,
+    Died,
+    Done,
+    Event,
+    Failed,
+    Granted,
+    Open,
+    Query,
+    Refused,
+    Release,
+    Request,
+)
+
+# The events and actions are part of this module's face.
+__all__ = [
+    "LOCKS_PER_MEMBER_MAX",
+    "Action",
+    "Answer",
+    "Blocking",
+    "Cancel",
+    "Cancelled",
+    "Close",
+    "Convert",
+    "Deadlocked",
+    "Died",
+    "Done",
+    "Event",
+    "Failed",
+    "Granted",
+    "LockMachine",
+    "MachineStatistics",
+    "Open",
+    "Query",
+    "Refused",
+    "Release",
+    "Request",
+    "check_name",
+]
 
 # A node holds some ten locks and two for each other slot; a member that makes more than this has gone wild.
 LOCKS_PER_MEMBER_MAX = 4096
-
-
-class Open(NamedTuple):
-    """A new member joins the lock space ``name``. Answer: `Done` or `Failed`."""
-
-    member: int
-    tag: int
-    name: str
-    cluster_name: str
-    client: str
-
-
-class Request(NamedTuple):
-    """A new lock, numbered by the member; ``blocking`` says whether it wants `Blocking`. Answer: `Granted` ..."""
-
-    member: int
-    tag: int
-    lock: int
-    resource: str
-    mode: Mode
-    noqueue: bool
-    expedite: bool
-    blocking: bool
-
-
-class Convert(NamedTuple):
-    """Another mode for a lock; ``lvb`` where the change writes the value block. Answer: `Granted`, `Refused` ..."""
-
-    member: int
-    tag: int
-    lock: int
-    mode: Mode
-    noqueue: bool
-    lvb: bytes | None
-
-
-class Cancel(NamedTuple):
-    """Take back the request ``request`` of a lock, if it still waits. Answer: `Done`."""
-
-    member: int
-    tag: int
-    lock: int
-    request: int
-
-
-class Release(NamedTuple):
-    """Remove a lock whatever it holds or waits for. Answer: `Done`, after `Cancelled` of what it waited for."""
-
-    member: int
-    tag: int
-    lock: int
-
-
-class Query(NamedTuple):
-    """Ask who holds and who waits in the lock space. Answer: `Answer`."""
-
-    member: int
-    tag: int
-
-
-class Close(NamedTuple):
-    """Leave in good order: all locks released, value blocks stay valid. Answer: `Done`, also when it has left."""
-
-    member: int
-    tag: int
-
-
-class Died(NamedTuple):
-    """The member is gone without a word; never sent by a member itself, and not answered."""
-
-    member: int
-
-
-Event = Open | Request | Convert | Cancel | Release | Query | Close | Died
-
-
-class Done(NamedTuple):
-    """The event ``tag`` was carried out."""
-
-    member: int
-    tag: int
-
-
-class Failed(NamedTuple):
-    """The event ``tag`` could not be carried out at all."""
-
-    member: int
-    tag: int
-    error: RaidfsError
-
-
-class Granted(NamedTuple):
-    """The request is granted; ``lvb`` is the value read, or None if this change of mode reads none."""
-
-    member: int
-    tag: int
-    lock: int
-    mode: Mode
-    lvb: bytes | None
-    lvb_valid: bool
-
-
-class Refused(NamedTuple):
-    """A NOQUEUE request was not to be had at once."""
-
-    member: int
-    tag: int
-    lock: int
-
-
-class Deadlocked(NamedTuple):
-    """A conversion would have closed a circle."""
-
-    member: int
-    tag: int
-    lock: int
-
-
-class Cancelled(NamedTuple):
-    """The waiting request was taken back."""
-
-    member: int
-    tag: int
-    lock: int
-
-
-class Blocking(NamedTuple):
-    """A lock stands in the way of somebody's request for ``mode``."""
-
-    member: int
-    lock: int
-    mode: Mode
-
-
-class Answer(NamedTuple):
-    """What `Query` asked for, sorted by name."""
-
-    member: int
-    tag: int
-    resources: tuple[ResourceView, ...]
-
-
-Action = Done | Failed | Granted | Refused | Deadlocked | Cancelled | Blocking | Answer
 
 
 @dataclasses.dataclass(frozen=True)
