@@ -187,20 +187,23 @@ _BESIDE = {
 
 
 class LockChecker:
-    """A lock machine that is watched: lock-modes. ``events`` counts what it was asked, by kind."""
+    """A lock machine that is watched: lock-modes. ``note`` hears of each event before it is carried out."""
 
-    def __init__(self, inner: LockStepper, report: Report, note: Callable[[str], None]) -> None:
+    def __init__(self, inner: LockStepper, report: Report, note: Callable[[lock_machine.Event], None]) -> None:
         self._inner = inner
         self._report = report
         self._note = note
         self._resources: dict[tuple[int, int], str] = {}  # (member, lock)
+        self._clients: dict[int, str] = {}
         self._modes: dict[str, dict[tuple[int, int], Mode]] = {}
 
     def step(self, event: lock_machine.Event, now: float) -> list[lock_machine.Action]:
         """See `raidfs.lock.machine.LockMachine.step`."""
-        self._note(type(event).__name__.lower())
+        self._note(event)
         actions = self._inner.step(event, now)
         match event:
+            case lock_machine.Open():
+                self._clients[event.member] = event.client
             case lock_machine.Request():
                 self._resources[event.member, event.lock] = event.resource
             case lock_machine.Release():
@@ -219,6 +222,22 @@ class LockChecker:
     def statistics(self) -> lock_machine.MachineStatistics:
         """See `raidfs.lock.machine.LockMachine.statistics`."""
         return self._inner.statistics()
+
+    def words(self, event: lock_machine.Event) -> str:
+        """Return what a client asks, for a trace: who, what, of which resource and to which mode."""
+        client = event.client if isinstance(event, lock_machine.Open) else self._clients.get(event.member, "?")
+        words = [client, type(event).__name__.lower()]
+        match event:
+            case lock_machine.Request():
+                words += [event.resource, event.mode.name]
+            case lock_machine.Convert():
+                words += [self._resources.get((event.member, event.lock), "?"), event.mode.name]
+                words += ["noqueue"] * event.noqueue
+            case lock_machine.Cancel() | lock_machine.Release():
+                words.append(self._resources.get((event.member, event.lock), "?"))
+            case _:
+                pass
+        return " ".join(words)
 
     def _granted(self, action: lock_machine.Granted) -> None:
         key = (action.member, action.lock)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from random import Random
 
 from raidfs.errors import LastLeg, NoSuchLeg, RaidfsError, RuleBroken, SimulationFailed
+from raidfs.lock.machine import Event
 from raidfs.node import Node, open_node
 from raidfs.node_options import NodeOptions
 from raidfs.sim.checkers import (
@@ -134,10 +135,11 @@ class Cluster:
     def _message_delay_s(self) -> float:
         return self._rng.random() * MESSAGE_DELAY_S_MAX if self._rng.random() < MESSAGE_DELAY_CHANCE else 0.0
 
-    def _count_message(self, kind: str) -> None:
-        self.trace.counts["message"] += 1
+    def _count_message(self, event: Event) -> None:
         if self.trace.keep:
-            self.note("locks", "message", kind)
+            self.note("locks", "message", self.lock_checker.words(event))
+        else:
+            self.trace.counts["message"] += 1
 
     # ---- driving ---------------------------------------------------------------------------------------------------
 
