@@ -75,6 +75,7 @@ class Node:
         self.members: dict[int, str] = {}
         self.suspended = (0, 0)
         self.runtime = runtime
+        self.backend: LegBackend
         self.channel = channel
         self.mddev = Mddev(array, channel, channel.reconfig_mutex, self.fence)
         self.receiver = Receiver(channel, self.mddev)
@@ -217,8 +218,8 @@ async def _joined(
                 await channel.check_protocols()
                 await channel.become_receiver()
                 nursery.start_soon(node.receiver.run, name="receiver")
-                backend = _attached(host, array, images, cleanup)
-                nursery.start_soon(backend.run, name="leg backend")
+                node.backend = _attached(host, array, images, cleanup)
+                nursery.start_soon(node.backend.run, name="leg backend")
                 await _load(array, membership)
                 node.mddev.loaded()
                 node.receiver.already_in_cluster()

@@ -1,0 +1,331 @@
+"""Nodes on real images with the real lock server: joining, serving, leaving, and everything that stands against it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+from support.arrays import make_array
+
+from raidfs import errors
+from raidfs.array.head import read_candidates
+from raidfs.array.images import open_image
+from raidfs.format.bitmap import count_dirty
+from raidfs.format.superblock import MAX_SECTOR, Superblock
+from raidfs.lock.address import LockAddress
+from raidfs.lock.client import connected
+from raidfs.node import Node, open_node
+from raidfs.node_options import NodeOptions
+from raidfs.runtime import TrioRuntime
+from raidfs.units import MIB
+
+CHUNK = 64 * 1024
+
+
+@dataclasses.dataclass
+class Images:
+    """The images of one array."""
+
+    paths: tuple[str, ...]
+
+    def superblocks(self) -> list[Superblock]:
+        found = []
+        for candidate in read_candidates(self.paths):
+            assert isinstance(candidate.superblock, Superblock)
+            found.append(candidate.superblock)
+        return found
+
+    def data(self, leg: int) -> bytes:
+        offset = self.superblocks()[leg].data_offset_sectors * 512
+        return Path(self.paths[leg]).read_bytes()[offset : offset + 4 * MIB]
+
+    def dirty(self, slot: int, leg: int = 0) -> int:
+        data = Path(self.paths[leg]).read_bytes()[8192 + slot * 4096 : 8192 + (slot + 1) * 4096]
+        return count_dirty(data[256:], 4 * MIB // CHUNK)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Images:
+    created = make_array(tmp_path, chunk_bytes=CHUNK, assume_clean=True)
+    return Images(tuple(image.path for image in created.images))
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Images:
+    created = make_array(tmp_path, chunk_bytes=CHUNK)
+    return Images(tuple(image.path for image in created.images))
+
+
+@pytest.fixture
+async def lockd(tmp_path: Path) -> AsyncIterator[str]:
+    """A lock server of this test's own; gives the value for --lock."""
+    address = f"unix:{tmp_path}/lock"
+    process = await trio.lowlevel.open_process(
+        [sys.executable, "-m", "raidfs", "lockd", "--listen", address],
+    )
+    with trio.fail_after(20):
+        while not os.path.exists(f"{tmp_path}/lock"):
+            await trio.sleep(0.01)
+    (tmp_path / "lock.pid").write_text(str(process.pid))
+    yield address
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    await process.wait()
+
+
+@contextlib.asynccontextmanager
+async def node(images: Images, lock: str, name: str = "n", **options: object) -> AsyncIterator[Node]:
+    wanted = dataclasses.replace(NodeOptions(images=images.paths, client_name=name, lock=lock), **options)  # type: ignore[arg-type]
+    async with open_node(TrioRuntime(), wanted) as joined:
+        yield joined
+
+
+@contextlib.contextmanager
+def refused(error: type[errors.RaidfsError], **facts: object) -> Iterator[None]:
+    """Expect an error of ours, however deep in exception groups."""
+
+    def inner(e: BaseException) -> BaseException:
+        return inner(e.exceptions[0]) if isinstance(e, BaseExceptionGroup) else e
+
+    with pytest.raises((BaseExceptionGroup, errors.RaidfsError)) as caught:
+        yield
+    found = inner(caught.value)
+    assert isinstance(found, error), found
+    for fact, value in facts.items():
+        assert found.facts[fact] == value
+
+
+async def test_two_nodes_read_what_the_other_wrote(images: Images, lockd: str) -> None:
+    async with node(images, lockd, "a") as a, node(images, lockd, "b") as b:
+        assert (a.membership.slot, b.membership.slot) == (0, 1)
+        await a.volume.write(1000, b"from a", durable=False)
+        await b.volume.write(2 * MIB + 1, b"from b", durable=False)
+        assert await b.volume.read(1000, 6) == b"from a"
+        assert await a.volume.read(2 * MIB + 1, 6) == b"from b"
+    assert images.data(0) == images.data(1)
+
+
+async def test_after_a_clean_stop_of_an_assume_clean_array_no_bit_is_set(images: Images, lockd: str) -> None:
+    async with node(images, lockd) as a:
+        await a.volume.write(0, os.urandom(300_000), durable=False)
+        assert images.dirty(0) > 0
+    assert [images.dirty(slot, leg) for slot in range(4) for leg in (0, 1)] == [0] * 8
+    assert images.data(0) == images.data(1)
+
+
+async def test_needed_bits_of_a_fresh_array_survive_a_stop_and_status_says_pending(fresh: Images, lockd: str) -> None:
+    before = fresh.dirty(0)
+    async with node(fresh, lockd) as a:
+        assert a.status().array.sync == "pending"
+        await a.volume.write(0, b"x" * 4096, durable=False)
+    assert fresh.dirty(0) == fresh.dirty(0, leg=1) == before == 4 * MIB // CHUNK
+
+
+async def test_resync_offset_is_zero_on_all_legs_before_the_first_write_is_possible(images: Images, lockd: str) -> None:
+    assert [superblock.resync_offset_sectors for superblock in images.superblocks()] == [MAX_SECTOR] * 2
+    async with node(images, lockd):
+        assert [superblock.resync_offset_sectors for superblock in images.superblocks()] == [0, 0]
+        assert [superblock.events for superblock in images.superblocks()] == [1, 1]
+    assert [superblock.resync_offset_sectors for superblock in images.superblocks()] == [0, 0]
+
+
+async def test_a_read_only_node_writes_not_a_byte(images: Images, lockd: str) -> None:
+    before = [Path(path).read_bytes() for path in images.paths]
+    async with node(images, lockd, read_only=True) as a:
+        assert await a.volume.read(0, 10) == bytes(10)
+        with pytest.raises(OSError, match=os.strerror(errno.EROFS)):
+            await a.volume.write(0, b"x", durable=False)
+    assert [Path(path).read_bytes() for path in images.paths] == before
+
+
+async def test_the_bits_of_a_slot_whose_node_died_are_kept_by_the_next_one(images: Images, lockd: str) -> None:
+    async with node(images, lockd):
+        pass
+    for path in images.paths:  # as a node in slot 2 leaves it that died after a write to chunk 5
+        with open(path, "r+b") as file:
+            file.seek(8192 + 2 * 4096 + 256)
+            file.write(b"\x20")
+    async with node(images, lockd) as a:
+        assert a.status().bitmap.needed == 1
+        assert images.dirty(0) >= 1
+        assert a.status().array.sync == "pending"
+    assert images.dirty(0) == 1
+    assert images.dirty(2) == 1  # cleared by the resync that covers it, not before
+
+
+async def test_as_many_nodes_as_slots_and_no_more(images: Images, lockd: str) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        for name in "abcd":
+            await stack.enter_async_context(node(images, lockd, name))
+        with refused(errors.NoFreeSlot, nodes=4, holders="a, b, c, d"):
+            async with node(images, lockd, "e"):
+                pass
+
+
+async def test_a_slot_that_is_taken_is_refused_by_name(images: Images, lockd: str) -> None:
+    async with node(images, lockd, "a"):
+        with refused(errors.SlotTaken, slot=0, holder="a"):
+            async with node(images, lockd, "b", slot=0):
+                pass
+        async with node(images, lockd, "b", slot=3) as b:
+            assert b.membership.slot == 3
+
+
+async def test_a_slot_that_does_not_exist_is_a_usage_error(images: Images, lockd: str) -> None:
+    with refused(errors.SlotOutOfRange, slot=4, nodes=4):
+        async with node(images, lockd, slot=4):
+            pass
+
+
+async def test_the_wrong_cluster_name_is_refused(images: Images, lockd: str) -> None:
+    with refused(errors.OtherCluster, wanted="elsewhere"):
+        async with node(images, lockd, cluster_name="elsewhere"):
+            pass
+
+
+async def test_a_missing_leg_needs_run_and_then_keeps_its_bits(images: Images, lockd: str) -> None:
+    alone = Images(images.paths[:1])
+    with refused(errors.LegMissing, role=1):
+        async with node(alone, lockd):
+            pass
+    async with node(alone, lockd, run=True) as a:
+        assert [leg.state for leg in a.status().legs] == ["in_sync", "missing"]
+        await a.volume.write(0, b"only one leg", durable=False)
+    assert alone.dirty(0) > 0
+
+
+async def test_nodes_of_a_second_lock_manager_are_refused(images: Images, lockd: str) -> None:
+    async with node(images, lockd):
+        with refused(errors.OtherManager):
+            async with node(images, "auto"):
+                pass
+
+
+async def test_an_image_that_another_program_has_locked_is_refused(images: Images, lockd: str) -> None:
+    with open_image(images.paths[1]) as image:
+        image.lock(exclusive=True)
+        with refused(errors.OtherManager, path=images.paths[1]):
+            async with node(images, lockd):
+                pass
+
+
+async def test_losing_the_lock_server_is_losing_the_membership(images: Images, lockd: str, tmp_path: Path) -> None:
+    async with node(images, lockd) as a:
+        await a.volume.write(0, b"x" * 512, durable=False)
+        os.kill(int((tmp_path / "lock.pid").read_text()), signal.SIGKILL)
+        with trio.fail_after(20):
+            while a.lost is None:
+                await trio.sleep(0.01)
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            await a.volume.write(0, b"y" * 512, durable=False)
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            await a.volume.read(0, 512)
+        assert a.status().node.lost is not None
+    assert images.data(0)[:512] == b"x" * 512
+    assert images.dirty(0) > 0
+
+
+async def test_a_failed_leg_is_out_on_every_node_when_the_command_returns(images: Images, lockd: str) -> None:
+    async with node(images, lockd, "a") as a, node(images, lockd, "b") as b, node(images, lockd, "c") as c:
+        await b.mddev.fail(images.paths[1])
+        for one in (a, b, c):
+            assert [leg.state for leg in one.status().legs] == ["in_sync", "faulty"]
+            assert one.status().array.events == 2
+        await c.volume.write(0, b"degraded", durable=False)
+        assert await a.volume.read(0, 8) == b"degraded"
+        with refused(errors.LastLeg):
+            await a.mddev.fail(images.paths[0])
+        with refused(errors.NoSuchLeg):
+            await a.mddev.fail("/nonexistent")
+    first, second = images.superblocks()
+    assert (first.events, second.events) == (2, 1)
+    assert [first.role_of(0), first.role_of(1)] == [0, 0xFFFE]
+
+
+async def test_a_write_error_on_one_node_fails_the_leg_for_all_before_the_write_returns(
+    images: Images, lockd: str
+) -> None:
+    async with node(images, lockd, "a") as a, node(images, lockd, "b") as b:
+        await b.volume.write(0, b"x" * 512, durable=False)
+        read_only = os.open(images.paths[1], os.O_RDONLY)
+        try:
+            b.backend.attach(1, read_only)
+            await b.volume.write(0, b"y" * 512, durable=False)
+            assert [leg.state for leg in a.status().legs] == ["in_sync", "faulty"]
+            for _ in range(4):
+                assert await a.volume.read(0, 512) == b"y" * 512
+        finally:
+            os.close(read_only)
+    assert images.superblocks()[0].role_of(1) == 0xFFFE
+
+
+async def test_updates_from_all_nodes_at_once_end_with_the_same_events_everywhere(images: Images, lockd: str) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        nodes = [await stack.enter_async_context(node(images, lockd, name)) for name in "abc"]
+        start = nodes[0].status().array.events
+
+        async def updates(one: Node) -> None:
+            for _ in range(20):
+                await one.mddev.touch()
+
+        async with trio.open_nursery() as nursery:
+            for one in nodes:
+                nursery.start_soon(updates, one)
+        assert {one.status().array.events for one in nodes} == {start + 60}
+        for one in nodes:
+            assert one.channel.state == {next(iter(one.channel.state))}
+    assert {superblock.events for superblock in images.superblocks()} == {start + 60}
+
+
+async def test_a_suspended_range_parks_writes_until_it_is_lifted(images: Images, lockd: str) -> None:
+    async with node(images, lockd) as a:
+        await a.suspend_range(0, MIB)
+        done = []
+
+        async def write() -> None:
+            done.append(await a.volume.write(4096, b"parked", durable=False))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write)
+            await a.volume.write(2 * MIB, b"goes on", durable=False)
+            assert await a.volume.read(4096, 6) == bytes(6)
+            assert a.status().engine.parked == 1
+            assert not done
+            await a.suspend_range(0, 0)
+        assert done == [6]
+
+
+async def test_all_waits_of_a_node_are_told_in_words(images: Images, lockd: str) -> None:
+    async with node(images, lockd) as a:
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        what = {wait.task: wait.what for wait in a.status().waits}
+        assert what["receiver"] == "a message"
+        assert what["leg failures"] == "a leg to fail"
+
+
+async def test_a_node_of_another_protocol_version_is_refused_by_name(
+    images: Images, lockd: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with node(images, lockd, "old") as a:
+        await a.channel.publish(protocol=9)
+        with refused(errors.ProtocolMismatch, node="old", theirs=9):
+            async with node(images, lockd, "new"):
+                pass
+
+
+async def test_the_lock_space_is_empty_after_the_last_node_has_left(images: Images, lockd: str) -> None:
+    async with node(images, lockd) as a:
+        name = a.membership.lockspace.name
+    async with connected(LockAddress(lockd.removeprefix("unix:")), runtime=TrioRuntime()) as manager:
+        space = await manager.open_lockspace(name, cluster_name="raidfs", client="observer")
+        assert await space.query() == []
+        await space.close()
