@@ -3,7 +3,7 @@
 Start: take the mount point's ownership, check it, join the array, open the control socket, mount, answer INIT, say
 ready. So the block file appears only when it is usable, and whatever fails before leaves nothing behind.
 
-Stop, in this order, whoever asks for it (``raidfs umount``, SIGTERM, ``umount``, ``fusermount3 -u``):
+Stop, in this order, whoever asks for it (``raidfs umount``, a signal, ``umount``, ``fusermount3 -u``):
 
 1. *stop taking requests*: the file system is unmounted first. While anybody has a file open this fails with EBUSY and
    nothing else has happened; afterwards nobody can send another request.
@@ -49,6 +49,9 @@ OpenNode = Callable[[Runtime, NodeOptions], AbstractAsyncContextManager[ServedNo
 
 # pyfuse3's handlers answer without waiting, so a few tasks serve any number of requests of the name space.
 _NAME_SPACE_TASKS = 4
+
+# SIGHUP: the terminal of a node in the foreground is closed.
+_UNMOUNTING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 # For the last answers on the control socket, when the node has left already; a client that does not read them is on
 # its own.
@@ -103,7 +106,7 @@ class _Daemon:
             raise MountpointServed(path=self._mountpoint)
         with contextlib.closing(owned):
             mountpoint.check(self._mountpoint)
-            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            with trio.open_signal_receiver(*_UNMOUNTING_SIGNALS) as signals:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._obey, signals, nursery.cancel_scope)
                     await self._live(nursery, node_paths, owned)

@@ -49,7 +49,8 @@ _WRITE_OUT = struct.Struct("=II")  # size padding
 _INTERRUPT_IN = struct.Struct("=Q")  # unique
 _OPEN_OUT = struct.Struct("=QII")  # fh open_flags padding
 _INIT_IN = struct.Struct("=IIII")  # major minor max_readahead flags
-_INIT_OUT = struct.Struct("=IIIIHHI")  # major minor max_readahead flags max_background congestion_threshold max_write
+# major minor max_readahead flags max_background congestion_threshold max_write time_gran max_pages
+_INIT_OUT = struct.Struct("=IIIIHHIIH")
 
 WRITE_DATA_OFFSET = IN_HEADER_BYTES + _WRITE_IN.size
 
@@ -134,13 +135,16 @@ def with_our_limits(init_answer: bytes) -> bytes:
     ATOMIC_O_TRUNC goes (libfuse sets it by default): the kernel then truncates through SETATTR, which is refused, and
     has no reason of its own to think of the file as empty. ASYNC_DIO stays on, or one job has one request in flight.
     ``max_background`` is as large as can be: a write that is parked in a suspended range counts against it, and the
-    kernel's default of 12 parked writes would stop everybody.
+    kernel's default of 12 parked writes would stop everybody. A libfuse that offers larger requests than we have room
+    for is held to `REQUEST_BYTES_MAX`.
     """
     answer = bytearray(
         _with_init_flags(init_answer, _INIT_OUT, OUT_HEADER_BYTES, cleared=ATOMIC_O_TRUNC, set_=ASYNC_DIO)
     )
     fields = list(_INIT_OUT.unpack_from(answer, OUT_HEADER_BYTES))
     fields[4] = fields[5] = MAX_BACKGROUND
+    fields[6] = min(fields[6], REQUEST_BYTES_MAX)
+    fields[8] = min(fields[8], REQUEST_BYTES_MAX // PAGE_BYTES)
     _INIT_OUT.pack_into(answer, OUT_HEADER_BYTES, *fields)
     return bytes(answer)
 

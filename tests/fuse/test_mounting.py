@@ -54,7 +54,7 @@ def test_umount_of_a_busy_mount_fails_and_changes_nothing(node: Node) -> None:
     assert raidfs("umount", node.directory).returncode == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_is_umount(node: Node, number: signal.Signals) -> None:
     node.signal(number)
     node.wait_gone()

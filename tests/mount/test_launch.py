@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import sys
+from typing import BinaryIO
 
 import pytest
 
@@ -118,3 +119,19 @@ class TestLaunch:
         self._daemon(tmp_path, monkeypatch, "printf '{\"ready\"' >&$7; exit 1")
         with pytest.raises(errors.DaemonDied):
             launch.launch(OPTIONS)
+
+    def test_an_interrupt_stops_the_node_that_is_starting_and_waits_for_its_end(
+        self, log: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ended = tmp_path / "ended"
+        wait = f"mkfifo {tmp_path}/never; read -t 60 <> {tmp_path}/never"
+        self._daemon(tmp_path, monkeypatch, f"trap 'touch {ended}; exit 1' TERM; echo >&$7; {wait}")
+
+        def interrupted(status: BinaryIO) -> None:
+            status.readline()
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(launch, "_read", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            launch.launch(OPTIONS)
+        assert ended.exists()

@@ -149,11 +149,15 @@ async def test_the_mount_is_initialised_when_the_kernel_has_the_changed_answer(e
 async def test_a_refused_init_ends_the_mount() -> None:
     ends = Ends()
     await ends.kernel.send(_request(wire.INIT, 2, bytes(64)))
-    with pytest.raises(BaseExceptionGroup) as caught:
+
+    async def refuse() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ends.relay.run, ends.initialised)
             await ends.pyfuse3.recv(1000)
             await ends.pyfuse3.send(wire.answer_header(2, 0, error=errno.EPROTO))
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await refuse()
     assert "pyfuse3 refused" in repr(caught.value)
     assert not ends.initialised.is_set()
     ends.relay.close()

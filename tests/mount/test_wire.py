@@ -17,9 +17,9 @@ def _message(opcode: int, body: bytes, unique: int = 7) -> bytes:
     return struct.pack(HEADER, 40 + len(body), opcode, unique, 2, 0, 0, 1234, 0, 0) + body
 
 
-def _init_answer(flags: int, max_background: int = 0) -> bytes:
+def _init_answer(flags: int, max_write: int = 1 << 20, max_pages: int = 256) -> bytes:
     # major minor max_readahead flags max_background congestion_threshold max_write time_gran max_pages ...
-    body = struct.pack("=IIIIHHIIHHII", 7, 38, 131072, flags, max_background, 0, 1 << 20, 1, 256, 0, 0, 0) + bytes(24)
+    body = struct.pack("=IIIIHHIIHHII", 7, 38, 131072, flags, 0, 0, max_write, 1, max_pages, 0, 0, 0) + bytes(24)
     return struct.pack("=IiQ", 16 + len(body), 0, 2) + body
 
 
@@ -72,6 +72,17 @@ def test_init_is_answered_without_atomic_o_trunc_with_async_dio_and_room_for_par
     assert fields[4:6] == (65535, 65535)
     assert fields[6] == 1 << 20
     assert changed[40:] == _init_answer(flags)[40:]
+
+
+@pytest.mark.parametrize(("max_write", "max_pages"), [(1 << 17, 32), (1 << 20, 256)])
+def test_init_leaves_requests_as_small_as_libfuse_wants_them(max_write: int, max_pages: int) -> None:
+    changed = wire.with_our_limits(_init_answer(0, max_write, max_pages))
+    assert struct.unpack_from("=IIIIHHIIH", changed, 16)[6:] == (max_write, 1, max_pages)
+
+
+def test_init_allows_no_request_that_our_buffer_could_not_hold() -> None:
+    changed = wire.with_our_limits(_init_answer(0, 1 << 24, 4096))
+    assert struct.unpack_from("=IIIIHHIIH", changed, 16)[6:] == (1 << 20, 1, 256)
 
 
 def test_open_of_the_block_file_allows_parallel_writes() -> None:
