@@ -157,4 +157,3 @@ class Engine:
 
     def statistics(self) -> EngineStatistics:
         """Return counts since the start and the requests that wait now."""
-
