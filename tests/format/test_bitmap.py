@@ -20,6 +20,8 @@ from raidfs.format.bitmap import (
     set_clean,
     set_dirty,
 )
+from raidfs.format.geometry import ArrayLayout
+from raidfs.format.superblock import Superblock
 
 BASE = BitmapSuperblock(
     uuid=bytes(range(16)),
@@ -33,8 +35,9 @@ BASE = BitmapSuperblock(
 
 
 def slots(image: GoldenImage) -> list[bytes]:
-    nodes = int.from_bytes(image.head[8192 + 68 : 8192 + 72], "little")
-    return [image.head[start : start + 4096] for start in range(8192, 8192 + nodes * 4096, 4096)]
+    layout = ArrayLayout.of(Superblock.decode(image.head[4096:8192]), BitmapSuperblock.decode(image.head[8192:]))
+    starts = [layout.slot_offset_bytes(slot) for slot in range(layout.nodes)]
+    return [image.head[start : start + layout.slot_bytes] for start in starts]
 
 
 @pytest.mark.parametrize("image", golden_images(), ids=lambda image: image.name)

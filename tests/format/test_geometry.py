@@ -57,6 +57,8 @@ def test_the_layout_of_what_mdadm_created_is_the_one_we_choose(image: GoldenImag
         chunk_bytes=slot.chunk_bytes,
         nodes=slot.nodes,
     )
+    if superblock.size_sectors == superblock.data_size_sectors and slot.chunk_bytes == 64 * MIB:
+        assert layout(image.length_bytes // 512, nodes=slot.nodes) == chosen
     assert chosen == ArrayLayout.of(superblock, slot)
     assert superblock.data_size_sectors == image.length_bytes // 512 - chosen.data_offset_sectors
 
