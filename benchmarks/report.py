@@ -22,7 +22,7 @@ def _medium(document: dict[str, Any], medium: dict[str, Any]) -> Iterator[str]:
     yield (
         f"{document['date']}, {host['cpus']} x {host['cpu']}, Linux {host['kernel']}, {host['system']}, {host['fio']}, "
         f"commit {host['commit']}; {document['rounds']} rounds of {document['seconds']:g} s, legs of "
-        f"{document['size_bytes'] >> 20} MiB, load average {medium['load_before']} before, {medium['load_after']} after."
+        f"{document['size_bytes'] >> 20} MiB, load average {medium['load_before']} to {medium['load_after']}."
     )
     yield ""
     yield "| | " + " | ".join(rows) + " |"
