@@ -33,7 +33,7 @@ from raidfs import __version__
 from raidfs.control import ownership, paths, server
 from raidfs.control.protocol import Hello
 from raidfs.control.schema import NodeStatus
-from raidfs.errors import BadRange, MountError, MountInterrupted, MountpointServed, NoNode, RaidfsError
+from raidfs.errors import BadRange, MountError, MountInterrupted, MountpointServed, NoNode, RaidfsError, UnmountFailed
 from raidfs.mount import mountpoint
 from raidfs.mount.operations import BlockFileOperations
 from raidfs.mount.options import MountOptions
@@ -97,6 +97,7 @@ class _Daemon:
         self._device: str | None = None
         self._failure: RaidfsError | None = None
         self._unmounting = trio.Lock()
+        self._usable = trio.Event()
         self._stopped = trio.Event()
 
     async def run(self) -> None:
@@ -123,7 +124,6 @@ class _Daemon:
                 # any error below.
                 watcher = Watcher(self._mountpoint)
                 await self._serve(node)
-                self._phase = _Phase.LEAVING
                 await trio.to_thread.run_sync(self._detach)
                 watcher.dismiss()
                 log.info("unmounted; leaving the array")
@@ -146,18 +146,23 @@ class _Daemon:
                 initialised = trio.Event()
                 nursery.start_soon(self._announce, initialised)
                 await relay.run(initialised)
+                self._phase = _Phase.LEAVING
                 nursery.cancel_scope.cancel()
 
     def _mount(self, node: ServedNode) -> int:
-        fuse_fd = mountpoint.mount(self._mountpoint, source=node.volume.name)
+        fuse_fd = mountpoint.mount(self._mountpoint, source=node.volume.name, read_only=self._options.node.read_only)
         mounted = mountpoint.mount_at(self._mountpoint)
         self._device = mounted.device if mounted is not None else None
         return fuse_fd
 
+    def _is_mounted(self) -> bool:
+        # Whether our mount, and not one that was made there since, is the topmost.
+        mounted = mountpoint.mount_at(self._mountpoint)
+        return mounted is not None and mounted.device == self._device
+
     def _detach(self) -> None:
         # ``umount -f`` of a busy mount ends the connection and leaves the dead mount in place.
-        mounted = mountpoint.mount_at(self._mountpoint)
-        if mounted is not None and mounted.device == self._device:
+        if self._is_mounted():
             mountpoint.detach(self._mountpoint)
 
     def _operations(self, node: ServedNode) -> BlockFileOperations:
@@ -173,6 +178,7 @@ class _Daemon:
         await initialised.wait()
         self._phase = _Phase.SERVING
         self._since_s = time.time()
+        self._usable.set()
         log.info("mounted at %s", self._mountpoint)
         self._on_ready()
 
@@ -188,11 +194,16 @@ class _Daemon:
                 log.warning("%s", error)
 
     async def _unmount(self) -> None:
-        # In a thread: the kernel may ask this daemon something before the unmount is done.
+        # In a thread: the kernel may ask this daemon something before the unmount is done. Somebody else may be faster.
         async with self._unmounting:
-            if self._phase is _Phase.SERVING:
+            if self._phase is not _Phase.SERVING:
+                return
+            try:
                 await trio.to_thread.run_sync(mountpoint.unmount, self._mountpoint)
-                self._phase = _Phase.LEAVING
+            except UnmountFailed:
+                if self._is_mounted():
+                    raise
+            self._phase = _Phase.LEAVING
 
     def _hello(self, node: ServedNode) -> Hello:
         return Hello(
@@ -218,6 +229,7 @@ class _Daemon:
             await node.suspend_range(lo, hi)
 
         async def umount(params: dict[str, Any]) -> None:
+            await self._usable.wait()
             await self._unmount()
             await self._stopped.wait()
             if self._failure is not None:

@@ -97,13 +97,14 @@ def is_dead(path: str) -> bool:
     return False
 
 
-def mount(path: str, *, source: str) -> int:
+def mount(path: str, *, source: str, read_only: bool = False) -> int:
     """Mount at ``path`` and return the descriptor of ``/dev/fuse``; the kernel's INIT waits there to be answered.
 
     ``fusermount3`` opens and mounts it and passes it back over the socket named in ``_FUSE_COMMFD``. Only the owner may
-    enter (no ``allow_other``), and the kernel checks permissions.
+    enter (no ``allow_other``), and the kernel checks permissions. With ``read_only`` the kernel refuses all changes
+    with EROFS.
     """
-    options = f"fsname={_option(source)},subtype=raidfs,default_permissions,nosuid,nodev"
+    options = f"{'ro' if read_only else 'rw'},fsname={_option(source)},subtype=raidfs,default_permissions,nosuid,nodev"
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with ours:
         with theirs:

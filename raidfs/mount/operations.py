@@ -1,7 +1,9 @@
 """The name space of a mount as pyfuse3 handlers: one directory with one block file, and nothing can be changed.
 
 READ, WRITE and FSYNC never come here, see `raidfs.mount.relay`. The block file has a fixed size, belongs to whoever
-mounted it and is theirs alone; what would change the directory or the file's size is refused with EPERM.
+mounted it and is theirs alone; what would change the directory or the file's size is refused with EPERM. There are no
+handlers for FALLOCATE, LSEEK and IOCTL in pyfuse3: libfuse answers ENOSYS, so discards of a loop device are not
+supported and ``SEEK_HOLE`` finds no hole.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ class BlockFileOperations(pyfuse3.Operations):
             entry.st_mode = stat.S_IFDIR | 0o700
             entry.st_nlink = 2
         elif inode == BLOCK_FILE_INODE:
-            entry.st_mode = stat.S_IFREG | (0o400 if self._read_only else 0o600)
+            entry.st_mode = stat.S_IFREG | 0o600
             entry.st_size = self._volume.size_bytes
             entry.st_blocks = self._volume.size_bytes // SECTOR_BYTES
             entry.st_blksize = _PREFERRED_IO_BYTES

@@ -159,7 +159,8 @@ def test_a_shared_mapping_is_refused_since_it_would_be_a_cache(opened: Opener) -
 
 def test_a_read_only_node_refuses_to_open_for_writing(backend: Backend, directories: list[pathlib.Path]) -> None:
     node = backend.mount(directories[0], "--read-only")
-    assert _errno_of(lambda: os.open(node.file, os.O_WRONLY)) == errno.EROFS
+    for flags in (os.O_WRONLY, os.O_RDWR, os.O_RDONLY | os.O_TRUNC):
+        assert _errno_of(lambda flags=flags: os.open(node.file, flags)) == errno.EROFS  # type: ignore[misc]
     fd = os.open(node.file, os.O_RDONLY)
     assert len(os.pread(fd, 4096, 0)) == 4096
     os.close(fd)

@@ -12,6 +12,7 @@ import signal
 import pytest
 from support.mounted import SIZE_BYTES, Array, Memory, Node, eventually, is_mounted, raidfs
 
+from raidfs.control import client
 from raidfs.control.schema import SCHEMA_VERSION, NodeStatus
 
 pytestmark = [pytest.mark.fuse, pytest.mark.slow]
@@ -48,6 +49,11 @@ def test_requests_are_counted(member: Node) -> None:
     after = member.status().engine
     assert (after.writes - before.writes, after.reads - before.reads) == (1, 1)
     assert (after.written_bytes - before.written_bytes, after.read_bytes - before.read_bytes) == (8192, 4096)
+
+
+def test_the_counters_can_be_asked_for_alone(member: Node) -> None:
+    with client.find(str(member.directory)) as node:
+        assert node.call("statistics") == dataclasses.asdict(member.status().engine)
 
 
 def test_an_array_without_assume_clean_waits_for_its_first_resync(

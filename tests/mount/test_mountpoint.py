@@ -98,4 +98,4 @@ def test_a_comma_in_the_arrays_name_starts_no_mount_option(
     _fake_fusermount(tmp_path, f'echo "$2" > {tmp_path}/options; exit 1', monkeypatch)
     with pytest.raises(errors.MountRefused):
         mountpoint.mount("/srv/x", source="a,allow_other")
-    assert (tmp_path / "options").read_text().startswith("fsname=a\\,allow_other,subtype=raidfs,")
+    assert (tmp_path / "options").read_text().startswith("rw,fsname=a\\,allow_other,subtype=raidfs,")

@@ -51,3 +51,14 @@ async def test_a_size_that_grew_is_told_at_the_next_question() -> None:
     operations = BlockFileOperations(volume, uid=1, gid=2, created_ns=3, read_only=False)
     volume.size_bytes = 2 << 20
     assert (await operations.getattr(BLOCK_FILE_INODE, NOBODY)).st_size == 2 << 20
+
+
+async def test_a_read_only_node_refuses_writers_with_erofs_even_if_the_mount_does_not() -> None:
+    operations = BlockFileOperations(MemoryVolume("md0", 1 << 20), uid=1, gid=2, created_ns=3, read_only=True)
+    for flags in (os.O_WRONLY, os.O_RDWR):
+        with pytest.raises(pyfuse3.FUSEError) as caught:
+            await operations.open(BLOCK_FILE_INODE, flags, NOBODY)
+        assert caught.value.errno == errno.EROFS
+    assert (await operations.open(BLOCK_FILE_INODE, os.O_RDONLY, NOBODY)).direct_io
+    # The mode does not change: with 0400 an ordinary user would get EACCES, and look for the fault elsewhere.
+    assert (await operations.getattr(BLOCK_FILE_INODE, NOBODY)).st_mode & 0o777 == 0o600
