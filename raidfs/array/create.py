@@ -13,17 +13,16 @@ import os
 from collections.abc import Sequence
 
 from raidfs.array.images import OpenImage, image_identity, image_status, open_image
+from raidfs.array.request import ArrayRequest, check_request
 from raidfs.array.signatures import find_signatures
 from raidfs.array.sparse_files import made_files
 from raidfs.array.wipe import wipe
 from raidfs.errors import BadGeometry, ImageHoldsData, ImageNotFound, ImageTooSmall, SameImageTwice
-from raidfs.format.bitmap import CLUSTER_NAME_BYTES_MAX, BitmapSuperblock
 from raidfs.format.bitmap import SUPER_BYTES as BITMAP_SUPER_BYTES
+from raidfs.format.bitmap import BitmapSuperblock
 from raidfs.format.geometry import (
     SIZE_ALIGN_SECTORS,
     ArrayLayout,
-    check_chunk,
-    check_nodes,
     choose_layout,
     data_offset_sectors,
     device_sectors_for,
@@ -38,36 +37,7 @@ from raidfs.format.superblock import (
 )
 from raidfs.units import PAGE_BYTES, SECTOR_BYTES, round_down, round_up
 
-LEGS_MIN = 2
-LEGS_MAX = 16  # more copies than anybody keeps; each write goes to all of them
-SPARES_MAX = 16
-NAME_BYTES_MAX = 31  # of set_name's 32; a home host and a colon are put before it when there is room
 SET_NAME_BYTES = 32
-
-
-@dataclasses.dataclass(frozen=True)
-class ArrayRequest:
-    """What is to be created.
-
-    ``size_bytes`` None takes all that the smallest image has, ``chunk_bytes`` None takes mdadm's choice. ``homehost``
-    is the name of this host, as in ``homehost:name``; "" leaves it out.
-    """
-
-    images: tuple[str, ...]
-    spares: tuple[str, ...] = ()
-    name: str = "md0"
-    homehost: str = ""
-    cluster_name: str = "raidfs"
-    nodes: int = 4
-    size_bytes: int | None = None
-    chunk_bytes: int | None = None
-    assume_clean: bool = False
-    force: bool = False
-
-    @property
-    def paths(self) -> tuple[str, ...]:
-        """All images in the order of their device numbers: active ones first."""
-        return self.images + self.spares
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +62,35 @@ class CreatedArray:
     assume_clean: bool
     images: tuple[CreatedImage, ...]
 
+    def to_json(self) -> dict[str, object]:
+        """Return the document that ``raidfs create --json`` prints; it may only grow."""
+        layout = self.layout
+        return {
+            "schema": 1,
+            "array": {
+                "uuid": uuid_text(self.set_uuid),
+                "name": self.name,
+                "cluster_name": self.cluster_name,
+                "size_bytes": layout.size_bytes,
+                "nodes": layout.nodes,
+                "bitmap_chunk_bytes": layout.chunk_bytes,
+                "data_offset_bytes": layout.data_offset_bytes,
+                "slot_bytes": layout.slot_bytes,
+                "assume_clean": self.assume_clean,
+            },
+            "images": [
+                {
+                    "path": image.path,
+                    "role": image.role,
+                    "state": "spare" if image.role is None else "active",
+                    "size_bytes": image.size_bytes,
+                    "device_uuid": uuid_text(image.device_uuid),
+                    "created": image.was_made,
+                }
+                for image in self.images
+            ],
+        }
+
 
 def create_array(request: ArrayRequest, *, set_uuid: bytes, device_uuids: Sequence[bytes], now_s: int) -> CreatedArray:
     """Write a new array and return what it is like.
@@ -101,7 +100,7 @@ def create_array(request: ArrayRequest, *, set_uuid: bytes, device_uuids: Sequen
     anything is written; files that it made are removed again when anything fails later.
     """
     assert len(device_uuids) == len(request.paths), (len(device_uuids), len(request.paths))
-    _check_request(request)
+    check_request(request)
     missing = _missing_paths(request)
     with contextlib.ExitStack() as open_images:
         existing = _open_existing(request, missing, open_images)
@@ -171,34 +170,6 @@ def slot_image(layout: ArrayLayout, slot: int, *, set_uuid: bytes, cluster_name:
         cluster_name=cluster_name.encode(),
     ).encode()
     return head + (b"\xff" if slot == 0 else b"\0") * (layout.slot_bytes - BITMAP_SUPER_BYTES)
-
-
-def _check_request(request: ArrayRequest) -> None:
-    _check_count("number of images", len(request.images), LEGS_MIN, LEGS_MAX)
-    _check_count("number of spares", len(request.spares), 0, SPARES_MAX)
-    check_nodes(request.nodes)
-    if request.chunk_bytes is not None:
-        check_chunk(request.chunk_bytes)
-    if request.size_bytes is not None and request.size_bytes < SIZE_ALIGN_SECTORS * SECTOR_BYTES:
-        rule = f"an array has at least {SIZE_ALIGN_SECTORS * SECTOR_BYTES} bytes"
-        raise BadGeometry(what="size", value=request.size_bytes, rule=rule)
-    _check_name("name", request.name, NAME_BYTES_MAX, forbidden="/:")
-    _check_name("cluster name", request.cluster_name, CLUSTER_NAME_BYTES_MAX, forbidden="")
-    if request.name in (".", ".."):
-        raise BadGeometry(what="name", value=repr(request.name), rule="the array is a file of that name")
-
-
-def _check_count(what: str, count: int, least: int, most: int) -> None:
-    if not least <= count <= most:
-        raise BadGeometry(what=what, value=count, rule=f"from {least} to {most}")
-
-
-def _check_name(what: str, name: str, bytes_max: int, *, forbidden: str) -> None:
-    raw = name.encode("utf-8", "surrogateescape")
-    is_text = name.isprintable() and not any(letter in name for letter in forbidden)
-    if not is_text or not 1 <= len(raw) <= bytes_max:
-        without = f" without {' and '.join(forbidden)}" if forbidden else ""
-        raise BadGeometry(what=what, value=repr(name), rule=f"1 to {bytes_max} bytes of printable text{without}")
 
 
 def _missing_paths(request: ArrayRequest) -> tuple[str, ...]:
@@ -303,33 +274,3 @@ def _write_bitmaps(image: OpenImage, layout: ArrayLayout, set_uuid: bytes, clust
         data = slot_image(layout, slot, set_uuid=set_uuid, cluster_name=cluster_name)
         image.write(layout.slot_offset_bytes(slot), data)
     image.sync()
-
-
-def describe(created: CreatedArray) -> dict[str, object]:
-    """Return the document that ``raidfs create --json`` prints; it may only grow."""
-    layout = created.layout
-    return {
-        "schema": 1,
-        "array": {
-            "uuid": uuid_text(created.set_uuid),
-            "name": created.name,
-            "cluster_name": created.cluster_name,
-            "size_bytes": layout.size_bytes,
-            "nodes": layout.nodes,
-            "bitmap_chunk_bytes": layout.chunk_bytes,
-            "data_offset_bytes": layout.data_offset_bytes,
-            "slot_bytes": layout.slot_bytes,
-            "assume_clean": created.assume_clean,
-        },
-        "images": [
-            {
-                "path": image.path,
-                "role": image.role,
-                "state": "spare" if image.role is None else "active",
-                "size_bytes": image.size_bytes,
-                "device_uuid": uuid_text(image.device_uuid),
-                "created": image.was_made,
-            }
-            for image in created.images
-        ],
-    }

@@ -6,6 +6,7 @@ image tells; whether images make up an array is told by `raidfs.array.assemble`.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 
 from raidfs.array.head import checked_layout, read_slot_bits, read_slot_superblocks, read_superblock_area
@@ -100,8 +101,8 @@ class Examination:
         """One letter for each position: A active, R being replaced, . missing, as mdadm prints them."""
         positions = min(self.superblock.raid_disks, ROLE_ACTIVE_MAX)
         letters = {0: ".", 1: "A", 2: "R"}
-        roles = self.superblock.dev_roles
-        return "".join(letters.get(roles.count(position), "?") for position in range(positions))
+        legs_of = collections.Counter(self.superblock.dev_roles)
+        return "".join(letters.get(legs_of[position], "?") for position in range(positions))
 
     def to_json(self) -> dict[str, object]:
         """Return the image's part of the document that ``raidfs examine --json`` prints; it may only grow."""

@@ -8,7 +8,8 @@ import os
 import socket
 import time
 
-from raidfs.array.create import ArrayRequest, CreatedArray, create_array, describe
+from raidfs.array.create import CreatedArray, create_array
+from raidfs.array.request import ArrayRequest
 from raidfs.format.geometry import CHUNK_BYTES_DEFAULT, NODES_DEFAULT, NODES_MAX
 from raidfs.format.superblock import uuid_text
 from raidfs.units import format_size, parse_size
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
         device_uuids=[os.urandom(16) for _ in request.paths],
         now_s=int(time.time()),
     )
-    print(json.dumps(describe(created), indent=2) if args.json else _text(created))
+    print(json.dumps(created.to_json(), indent=2) if args.json else _text(created))
     return 0
 
 

@@ -26,6 +26,7 @@ SIZE_ALIGN_SECTORS = 8  # of an array made here: whole 4 KiB blocks, whatever th
 
 NODES_DEFAULT = 4
 NODES_MAX = 64  # Linux keeps the nodes that it must recover in a map of 64 bits (recover_slot in md-cluster.c)
+SLOTS_MAX = 32768  # as many as fit before the largest data offset that mdadm chooses; keeps damaged numbers in bounds
 CHUNK_BYTES_DEFAULT = 64 * MIB
 CHUNK_BYTES_MIN = 4096  # "sub-page chunks don't work yet" (mdadm)
 
@@ -152,7 +153,7 @@ class ArrayLayout:
     @property
     def nodes_max(self) -> int:
         """How many nodes fit before the data."""
-        return max(0, self.bitmap_room_bytes // self.slot_bytes)
+        return min(SLOTS_MAX, max(0, self.bitmap_room_bytes // self.slot_bytes))
 
     @property
     def slots_fit(self) -> bool:

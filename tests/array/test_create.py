@@ -12,8 +12,9 @@ from support.arrays import NOW_S, SET_UUID, device_uuid, make_array
 from support.golden import golden_images
 
 from raidfs.array import create, images
-from raidfs.array.create import ArrayRequest, create_array, describe, set_name
+from raidfs.array.create import create_array, set_name
 from raidfs.array.images import OpenImage
+from raidfs.array.request import ArrayRequest
 from raidfs.errors import (
     BadGeometry,
     ImageAccess,
@@ -374,7 +375,7 @@ def test_the_home_host_is_left_out_when_it_does_not_fit(name: str, homehost: str
 
 
 def test_the_document_names_the_array_and_each_image(tmp_path: Path) -> None:
-    document = describe(make_array(tmp_path, spares=1, size_bytes=64 * MIB))
+    document = make_array(tmp_path, spares=1, size_bytes=64 * MIB).to_json()
     assert document["schema"] == 1
     assert document["array"] == {
         "uuid": "00010203:04050607:08090a0b:0c0d0e0f",

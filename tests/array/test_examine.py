@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from argparse import ArgumentParser
 from pathlib import Path
@@ -139,6 +140,20 @@ def test_the_json_document_has_a_schema_and_one_entry_for_each_image(
     assert image["array_uuid"] == "00010203:04050607:08090a0b:0c0d0e0f"
     assert [(slot["slot"], slot["bits"], slot["dirty"]) for slot in image["slots"]] == [(0, 1, 1), (1, 1, 0)]
     assert image["slots"][0]["cluster_name"] == "raidfs"
+
+
+def test_numbers_without_bounds_take_no_time(tmp_path: Path) -> None:
+    make_array(tmp_path)
+    superblock = examine_image(str(tmp_path / "leg0")).superblock
+    huge = dataclasses.replace(
+        superblock, raid_disks=0xFF00, data_offset_sectors=1 << 50, dev_roles=tuple(range(1920)), events=2**64 - 1
+    )
+    poke(tmp_path / "leg0", 4096, huge.encode())
+    poke(tmp_path / "leg0", 8192 + 68, b"\xff\xff\xff\xff")
+    examination = examine_image(str(tmp_path / "leg0"))
+    assert examination.array_state == "A" * 1920 + "." * (0xFF00 - 1920)
+    (slot,) = examination.slots
+    assert "nodes is 4294967295, but 32768 slots of 4096 bytes fit" in str(slot.error)
 
 
 def test_a_damaged_time_is_shown_as_a_number_or_a_date(tmp_path: Path) -> None:

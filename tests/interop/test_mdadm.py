@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 from support.arrays import make_array
 
-from raidfs.array.create import ArrayRequest, CreatedArray, create_array
+from raidfs.array.create import CreatedArray, create_array
 from raidfs.array.examine import examine_image
 from raidfs.array.head import read_candidates
+from raidfs.array.request import ArrayRequest
 from raidfs.cli.examine import text_lines
 from raidfs.errors import NoSuperblock, TooManyNodes
 from raidfs.format.bitmap import set_dirty

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from raidfs.array.create import ArrayRequest, CreatedArray, create_array
+from raidfs.array.create import CreatedArray, create_array
 from raidfs.array.head import Candidate, read_candidates
+from raidfs.array.request import ArrayRequest
 from raidfs.units import MIB
 
 SET_UUID = bytes(range(16))
