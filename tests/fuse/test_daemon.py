@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,6 +99,37 @@ def test_a_mount_that_fails_makes_the_node_leave_again(
     assert _line(process).startswith(f"failed: {directory}: cannot mount: mount failed: Operation not permitted")
     assert process.wait() == 1
     assert _nothing_is_left(directory)
+
+
+def _wrapped_fusermount(directory: pathlib.Path, script: str) -> str:
+    # A search path on which fusermount3 is a script that calls the real one as $REAL.
+    real = shutil.which("fusermount3")
+    wrapper = directory / "fusermount3"
+    wrapper.write_text(f"#!/bin/sh\nREAL={real}\n{script}\n")
+    wrapper.chmod(0o755)
+    return f"{directory}:{os.environ['PATH']}"
+
+
+def test_a_node_that_is_told_to_stop_before_it_is_usable_stops_then(
+    start: Start, directory: pathlib.Path, short_path: pathlib.Path
+) -> None:
+    process = start(PATH=_wrapped_fusermount(short_path, 'test "$1" = -u || sleep 0.5; exec $REAL "$@"'))
+    run = pathlib.Path(os.environ["RAIDFS_RUNTIME_DIR"])
+    eventually(lambda: list(run.glob("*.sock")), "the control socket is there")
+    assert not is_mounted(directory)
+    assert raidfs("umount", directory).returncode == 0
+    assert (_line(process), _line(process)) == ("ready", "left with owned control")
+    assert process.wait() == 0
+
+
+def test_an_unmount_that_somebody_else_was_faster_with_is_done(
+    start: Start, directory: pathlib.Path, short_path: pathlib.Path
+) -> None:
+    script = '$REAL "$@" || exit; test "$1" != -u || { echo not found >&2; exit 1; }'
+    process = start(PATH=_wrapped_fusermount(short_path, script))
+    assert _line(process) == "ready"
+    assert raidfs("umount", directory).returncode == 0
+    assert process.wait() == 0
 
 
 def test_a_node_that_fails_to_leave_tells_its_user(start: Start, directory: pathlib.Path) -> None:
