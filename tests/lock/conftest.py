@@ -219,7 +219,7 @@ class _ProcessDoomed:
             assert self._process.stdout is not None
             await self._process.stdin.aclose()
             await self._process.stdout.aclose()
-            while clients and self._harness.server.statistics().clients == clients:  # noqa: ASYNC110
+            while clients and self._harness.server.statistics().clients == clients:
                 await trio.sleep(0.001)
 
 

@@ -34,7 +34,7 @@ def array_uuid() -> str:
 async def gone(array_uuid: str) -> None:
     """Return as soon as nobody listens at the array's address, with the process behind it on its way out."""
     with trio.fail_after(20):
-        while _somebody_listens(array_uuid):  # noqa: ASYNC110 - another process ends, in its own time
+        while _somebody_listens(array_uuid):
             await trio.sleep(0.01)
 
 

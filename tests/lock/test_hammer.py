@@ -78,7 +78,7 @@ async def test_kills_in_the_middle_of_conversions_break_nothing_and_leave_nothin
             counts.append(int.from_bytes(counter.read_bytes(), "little"))
         for hammer in hammers:
             assert await end(hammer, None) == (0, "")
-        while await watch.query():  # noqa: ASYNC110 - the end of the last one reaches the server in its own time
+        while await watch.query():
             await trio.sleep(0.01)
     assert all(earlier < later for earlier, later in itertools.pairwise(counts)), "somebody stood still"
     with trio.fail_after(10):

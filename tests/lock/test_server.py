@@ -161,12 +161,13 @@ async def test_a_client_that_does_not_read_is_evicted_and_the_others_go_on(
         link.send(machine.Open(1, 1, "space", "c", "slow"))
         link.send(machine.Request(1, 2, 1, "held", NL, noqueue=False, expedite=True, blocking=True))
         link.send(machine.Convert(1, 3, 1, CR, False, None))
-        for tag in range(4, 80):
-            link.send(machine.Query(1, tag))
-        link.flush()
+        tag = 3
         with trio.fail_after(10):
-            while not lock_server.statistics().evicted_total:  # noqa: ASYNC110 - seen through the server only
-                await trio.sleep(0.001)
+            while not lock_server.statistics().evicted_total:
+                tag += 1
+                link.send(machine.Query(1, tag))
+                link.flush()
+                await wait_all_tasks_blocked(0.001)
         assert len(await space.query()) == 301
         async with trio.open_nursery() as nursery:
             nursery.start_soon(held.convert, EX)
@@ -443,22 +444,30 @@ async def test_a_server_that_nobody_comes_to_ends_after_a_while(
     assert trio.current_time() == pytest.approx(FIRST_CLIENT_S)
 
 
-async def test_a_connection_in_the_backlog_keeps_an_idle_server(listener: socket.socket, address: LockAddress) -> None:
-    """The last client leaves when the next one is connected already and not yet accepted."""
+async def test_a_connection_in_the_backlog_keeps_an_idle_server(
+    listener: socket.socket, address: LockAddress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next client connects in the very moment in which the server finds itself without one."""
     running = LockServer()
+    right = LockServer._bury
+    late = Link(socket.socket(socket.AF_UNIX), wire.server_frames())
+
+    def bury(self: LockServer, gone: server._Client) -> None:
+        right(self, gone)
+        monkeypatch.undo()
+        late._sock.connect(address.sockaddr)
+
+    monkeypatch.setattr(LockServer, "_bury", bury)
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lambda: running.serve(listener, exit_when_idle=True))
-            link = await client.greet(address)
-            late = socket.socket(socket.AF_UNIX)
-            late.connect(address.sockaddr)
-            link.close()  # before the server has run again
-            other = Link(late, wire.server_frames())
-            other.send(wire.Hello(wire.PROTOCOL, wire.PROTOCOL_VERSION))
-            other.flush()
-            (welcome,) = await other.receive()
+            (await client.greet(address)).close()
+            await wait_all_tasks_blocked(0.01)
+            late.send(wire.Hello(wire.PROTOCOL, wire.PROTOCOL_VERSION))
+            late.flush()
+            (welcome,) = await late.receive()
             assert isinstance(welcome, wire.Welcome)
-            other.close()
+            late.close()
 
 
 async def test_nobody_at_the_address_is_told_with_the_way_to_start_a_server(address: LockAddress) -> None:
