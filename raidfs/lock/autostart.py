@@ -23,6 +23,7 @@ from typing import Any
 
 import trio
 
+import raidfs
 from raidfs import errors
 from raidfs.errors import LockAddressInUse, LockServerNotStarted, LockServerUnreachable
 from raidfs.lock.address import LockAddress, auto_address, parse_address
@@ -35,7 +36,8 @@ JOIN_S = 30.0
 
 STATUS_BYTES_MAX = 64 * 1024
 
-SERVER_COMMAND = (sys.executable, "-m", "raidfs", "lockd")
+# -P: what lies in the current directory is not imported, least of all by root.
+SERVER_COMMAND = (sys.executable, "-P", "-m", "raidfs", "lockd")
 
 
 @contextlib.asynccontextmanager
@@ -92,6 +94,7 @@ async def _start(address: LockAddress, trusted_uids: Collection[int], server_com
                 stderr=subprocess.DEVNULL,
                 pass_fds=(write_fd,),
                 start_new_session=True,
+                env=_environment(),
             )
         except OSError as error:
             raise LockServerNotStarted(address=address, reason=f"{command[0]}: {error.strerror}") from None
@@ -110,6 +113,13 @@ async def _start(address: LockAddress, trusted_uids: Collection[int], server_com
         failure = errors.from_json(document)
         if not isinstance(failure, LockAddressInUse):
             raise LockServerNotStarted(address=address, reason=str(failure))
+
+
+# The server runs the raidfs that runs here, also when that is a source tree and not installed.
+def _environment() -> dict[str, str]:
+    home = os.path.dirname(os.path.dirname(os.path.abspath(raidfs.__file__)))
+    path = os.environ.get("PYTHONPATH")
+    return {**os.environ, "PYTHONPATH": home if not path else home + os.pathsep + path}
 
 
 async def _read_status(status: trio.lowlevel.FdStream) -> dict[str, Any] | None:

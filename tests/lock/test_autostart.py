@@ -18,12 +18,13 @@ from raidfs.lock.api import Mode
 from raidfs.lock.autostart import open_manager
 from raidfs.runtime import TrioRuntime
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture(autouse=True)
-def in_the_tree(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
+def among_traps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Run where modules lie about that must not be imported."""
+    for name in ("raidfs", "trio", "json"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('imported from the current directory')")
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
