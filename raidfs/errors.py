@@ -607,6 +607,12 @@ class CannotFollow(NodeError):
     template = "this node cannot follow the metadata: {reason}; unmount and mount again"
 
 
+class LegNotWritable(NodeError):
+    """A leg whose superblock cannot be written when a node joins."""
+
+    template = "{path}: its superblock cannot be written: {reason}; leave the image out and start degraded with --run"
+
+
 class LastLeg(NodeError):
     """Without this leg nothing of the data would be left."""
 

@@ -165,17 +165,18 @@ class Node:
     async def leave(self) -> None:
         """Bring the bitmap to the disk and release everything; what was lost stays lost without an error."""
         array = self.array
-        if self.membership.lockspace.lost is None:
-            # As md's do_md_stop: with reconfig_mutex, and the receiver stopped before its locks go (D1).
-            await self.mddev.reconfig_mutex.lock("leaving")
-            await self.receiver.stop()
         if self.lost is None:
             try:
+                # As a full member: a leg that fails now is recorded for all nodes like any other.
                 await array.port.drain(0, array.size_bytes)
                 if not array.read_only:
                     await array.flush_bitmap()
             except OSError as e:
                 log.error("the bitmap was not flushed, its bits stay set: %s", e.strerror)
+        if self.membership.lockspace.lost is None:
+            # As md's do_md_stop: with reconfig_mutex, and the receiver stopped before its locks go (D1).
+            await self.mddev.reconfig_mutex.lock("leaving")
+            await self.receiver.stop()
         self._leaving = True
         with contextlib.suppress(LockspaceLost):
             await self.membership.lockspace.close()

@@ -17,7 +17,7 @@ from raidfs.array.assemble import Assembly
 from raidfs.array.assemble import LegState as AssembledState
 from raidfs.array.metadata import Metadata, MetadataLeg
 from raidfs.array.port import EnginePort
-from raidfs.errors import BlockTooLarge, NoSuchLeg
+from raidfs.errors import BlockTooLarge, LegNotWritable, NoSuchLeg
 from raidfs.format.bitmap import SUPER_BYTES as BITMAP_SUPER_BYTES
 from raidfs.format.bitmap import BitmapState, BitmapSuperblock
 from raidfs.format.superblock import MAX_SECTOR, Superblock
@@ -82,9 +82,10 @@ class Array:
         self.port.on_event = self._on_event
         self.metadata = Metadata(
             self.port,
-            [MetadataLeg(leg.index, leg.path) for leg in self.legs if leg.path],
+            _metadata_legs(assembly, self.legs),
             assembly.superblock,
             wall_time,
+            self._on_superblock_failed,
         )
         self.size_bytes = _served_bytes(assembly, images, self.block_bytes)
         self.slot: int | None = None
@@ -155,8 +156,14 @@ class Array:
         return self.layout.size_bytes if offset_sectors == MAX_SECTOR else offset_sectors * SECTOR_BYTES
 
     async def make_active(self) -> None:
-        """Make ``resync_offset = 0`` durable, so that set bits count from now on (P2); needs the token."""
+        """Make ``resync_offset = 0`` durable, so that set bits count from now on (P2); needs the token.
+
+        Raises LegNotWritable: a node does not join with a leg that cannot be told.
+        """
         await self.metadata.update(lambda superblock: dataclasses.replace(superblock, resync_offset_sectors=0))
+        if self.failed:
+            index, number = self.failed[0]
+            raise LegNotWritable(path=self.legs[index].path, reason=os.strerror(number))
 
     async def activate(self) -> None:
         """Write the own slot, so that imported bits are durable; the array may be written afterwards."""
@@ -179,6 +186,13 @@ class Array:
             log.error("%s: write or flush failed at byte %d on the last leg: %s", path, offset, reason)
         else:
             log.warning("%s: read failed at byte %d, another leg is tried: %s", path, offset, reason)
+
+    def _on_superblock_failed(self, index: int, error: OSError) -> None:
+        log.error("%s: the superblock could not be written: %s", self.legs[index].path, error.strerror)
+        if self.legs[index].state in (LegState.IN_SYNC, LegState.RECOVERING):
+            self.port.engine.block_leg(index)
+            self.failed.append((index, error.errno or 0))
+            self.failures.wake_up()
 
     def find_leg(self, path: str) -> ArrayLeg:
         """Return the leg with that image; raises NoSuchLeg."""
@@ -239,6 +253,11 @@ def _legs(assembly: Assembly, images: Iterable[LegImage]) -> list[ArrayLeg]:
             ArrayLeg(len(legs), spare.path, spare.superblock.dev_number, None, LegState.MISSING, direct[spare.path])
         )
     return legs
+
+
+def _metadata_legs(assembly: Assembly, legs: Iterable[ArrayLeg]) -> list[MetadataLeg]:
+    own = {leg.path: leg.superblock for leg in (*assembly.legs, *assembly.spares)}
+    return [MetadataLeg(leg.index, leg.path, own[leg.path]) for leg in legs if leg.path]
 
 
 def _served_bytes(assembly: Assembly, images: Iterable[LegImage], block_bytes: int) -> int:

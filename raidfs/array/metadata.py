@@ -48,22 +48,30 @@ def for_leg(array: Superblock, leg: Superblock) -> Superblock:
 
 @dataclasses.dataclass(frozen=True)
 class MetadataLeg:
-    """A leg that carries metadata: its number in the engine and its path for messages."""
+    """A leg that carries metadata: its number in the engine, its path for messages, and its superblock when opened."""
 
     index: int
     path: str
+    superblock: Superblock
 
 
 class Metadata:
     """The superblocks of the legs that this node writes; ``superblock`` is the array's as last read or written."""
 
     def __init__(
-        self, port: EnginePort, legs: Sequence[MetadataLeg], superblock: Superblock, wall_time: Callable[[], int]
+        self,
+        port: EnginePort,
+        legs: Sequence[MetadataLeg],
+        superblock: Superblock,
+        wall_time: Callable[[], int],
+        on_write_failed: Callable[[int, OSError], None],
     ) -> None:
         self.superblock = superblock
         self._port = port
         self._legs = list(legs)
+        self._own = {leg.index: leg.superblock for leg in legs}
         self._wall_time = wall_time
+        self._on_write_failed = on_write_failed
 
     def drop(self, index: int) -> None:
         """Write no more metadata to a leg: it is faulty."""
@@ -86,24 +94,29 @@ class Metadata:
         """Apply ``change`` to the freshest superblock and write it everywhere, durably; the caller holds the token.
 
         The leg ``without`` is left as it is: the change says that it is faulty (md writes no faulty device). A change
-        that leaves the superblock as it is writes nothing. A leg that fails the write is left to the engine to notice;
-        MetadataLost is raised when no leg took it.
+        that leaves the superblock as it is writes nothing. A leg whose superblock cannot be read is written too,
+        with what was known of it. ``on_write_failed(index, error)`` is called for each leg that fails the write (md:
+        super_written calls md_error); MetadataLost is raised when no leg took it.
         """
-        own, problems = await self._read_all()
-        current = self._freshest(own, problems)
+        found, problems = await self._read_all()
+        current = self._freshest(found, problems)
         changed = change(current)
         if changed == current:
             return current
         changed = dataclasses.replace(changed, events=current.events + 1, utime=self._wall_time())
+        problems = []
         written = 0
         for leg in self._legs:
-            if leg.index not in own or leg.index == without:
+            if leg.index == without:
                 continue
+            own = for_leg(changed, self._own[leg.index])
             try:
-                await self._port.leg_write(leg.index, SUPER_OFFSET_BYTES, for_leg(changed, own[leg.index]).encode())
+                await self._port.leg_write(leg.index, SUPER_OFFSET_BYTES, own.encode())
             except OSError as e:
                 problems.append(f"{leg.path}: {e.strerror}")
+                self._on_write_failed(leg.index, e)
             else:
+                self._own[leg.index] = own
                 written += 1
         if not written:
             raise MetadataLost(events=changed.events, reason="; ".join(problems))
@@ -122,7 +135,7 @@ class Metadata:
         for leg in self._legs:
             try:
                 data = await self._port.leg_read(leg.index, SUPER_OFFSET_BYTES, SUPER_BYTES)
-                found[leg.index] = Superblock.decode(data, path=leg.path)
+                self._own[leg.index] = found[leg.index] = Superblock.decode(data, path=leg.path)
             except OSError as e:
                 problems.append(f"{leg.path}: {e.strerror}")
             except ImageError as e:

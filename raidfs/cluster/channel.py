@@ -107,11 +107,11 @@ class Channel:
 
     async def lock_token(self) -> None:
         """Steps 3 and 5: recv_mutex is taken only when the token was obtained."""
-        await self.token.convert(Mode.EX)
         try:
+            await self.token.convert(Mode.EX)
             await self.recv_mutex.lock("a sender")
         except BaseException:
-            await self._down(self.token, Mode.NL)
+            await self._down(self.token, Mode.NL)  # a wait that is cancelled may have been granted just before
             raise
 
     async def lock_comm(self, mddev_locked: bool) -> None:
@@ -143,6 +143,8 @@ class Channel:
 
     async def _down(self, lock: Lock, mode: Mode) -> None:
         """Convert down, which is granted at once, even while our own task is being cancelled."""
+        if lock.mode is mode:
+            return
         with self.runtime.cancel_scope(shield=True):
             try:
                 await lock.convert(mode)
@@ -164,8 +166,8 @@ class Channel:
 
     async def send_locked(self, message: Message) -> None:
         """Steps 7 to 11, and the results of all receivers; the caller has the token and recv_mutex."""
-        await self.message.convert(Mode.EX)
         try:
+            await self.message.convert(Mode.EX)
             numbered = self._numbered(message)
             self.message.lvb = numbered.encode()
             await self.message.convert(Mode.CW)
@@ -240,10 +242,11 @@ class Channel:
 
     async def _read_value(self, slot: int) -> SlotValue | None:
         bitmap = await self.membership.lock(bitmap_name(slot))
-        await bitmap.convert(Mode.CR)
-        value = SlotValue.decode(bitmap.lvb) if bitmap.lvb_valid else None
-        await self._down(bitmap, Mode.NL)
-        return value
+        try:
+            await bitmap.convert(Mode.CR)
+            return SlotValue.decode(bitmap.lvb) if bitmap.lvb_valid else None
+        finally:
+            await self._down(bitmap, Mode.NL)
 
     # ---- what this node publishes of itself ------------------------------------------------------------------------
 
@@ -300,7 +303,7 @@ class Channel:
 
     async def become_receiver(self) -> None:
         """Take ``ack`` and ``no-new-dev`` in CR; under the token, so that no message is under way (B11)."""
-        await self.message.convert(Mode.CR)
+        await self.message.convert(Mode.CR)  # nobody writes it: we have the token
         last = Message.decode(self.message.lvb) if self.message.lvb_valid else None
         self.sequence_seen = last.sequence if last is not None else 0  # what was sent before is not for us
         await self._down(self.message, Mode.NL)

@@ -47,11 +47,11 @@ class Membership:
     async def token(self) -> AsyncIterator[None]:
         """Hold ``token`` in EX for a block; waits for the node that has it."""
         token = await self.lock("token")
-        await token.convert(Mode.EX)
         try:
+            await token.convert(Mode.EX)
             yield
         finally:
-            if self.lockspace.lost is None:
+            if self.lockspace.lost is None and token.mode is not Mode.NL:
                 await token.convert(Mode.NL)
 
     async def claim_slot(self, wanted: int | None = None) -> int:
