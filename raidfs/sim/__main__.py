@@ -118,6 +118,7 @@ def plan_text(plan: Plan) -> str:
         + ("even picking" if not plan.pct_depth else f"PCT of depth {plan.pct_depth}")
         + ("" if plan.clean else ", not clean")
         + (f", power loss at {plan.power_loss_s:.3f} s" if plan.power_loss_s is not None else "")
+        + (f", power loss after {plan.power_loss_after} flushes" if plan.power_loss_after is not None else "")
     ]
     lines += [f"  disk{disk}: write or flush number {nth} fails" for disk, nth in plan.fail_writes]
     lines += [f"  disk{disk}: read number {nth} fails" for disk, nth in plan.fail_reads]

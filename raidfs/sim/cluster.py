@@ -83,6 +83,7 @@ class Cluster:
         self.layout = sim_layout(CHUNKS)
         self._rng = rng
         self._runs: list[Run] = []
+        self._promises = 0
         self._changed = self.runtime.wait_queue()
         self.storage = self._make_storage()
         self.locks = SimulatedLocks(self.runtime, delay_s=self._message_delay_s)
@@ -321,6 +322,7 @@ class Cluster:
             await volume.flush()
             self.note(run.name, "flushed")
             self.register.end_flush(flushed)
+            self._promised()
         else:
             durable = op.kind == OpKind.WRITE_DURABLE
             written, data = self.register.begin_write(run.machine, op.sector, op.sectors)
@@ -328,6 +330,14 @@ class Cluster:
             await volume.write(offset, data, durable=durable)
             self.note(run.name, "written", op.sector, op.sectors, f"value {written[0].value}")
             self.register.end_write(written, durable=durable)
+            if durable:
+                self._promised()
+
+    # A node has said that something is durable.
+    def _promised(self) -> None:
+        self._promises += 1
+        if self._promises == self.plan.power_loss_after:
+            self.stepper.soon(self.world, "power loss", self._lose_power)
 
     # Something that must come to an end, unless its machine dies before.
     def _expect(self, run: Run, what: str) -> Timer:

@@ -74,7 +74,8 @@ class Plan:
 
     ``granule_sectors``: sectors are owned by the machines in turn, in pieces of this size; only the owner writes them.
     ``fail_writes`` and ``fail_reads`` hold (disk, number of the operation on it). ``pct_depth`` 0 means even picking.
-    ``clean``: the array needs no initial resync.
+    ``clean``: the array needs no initial resync. Storage loses its power at a time, or right after so many flushes and
+    durable writes were acknowledged: promises are most easily broken just after they were given.
     """
 
     schedule_seed: str
@@ -86,6 +87,7 @@ class Plan:
     fail_writes: tuple[tuple[int, int], ...] = ()
     fail_reads: tuple[tuple[int, int], ...] = ()
     power_loss_s: float | None = None
+    power_loss_after: int | None = None
 
     @property
     def has_disk_errors(self) -> bool:
@@ -113,6 +115,7 @@ def make_plan(seed: int, *, machines: int | None = None) -> Plan:
         fail_writes = tuple((rng.randrange(legs), rng.randrange(150)) for _ in range(rng.randint(1, 2)))
     if rng.random() < 0.15:
         fail_reads = tuple((rng.randrange(legs), rng.randrange(5, 150)) for _ in range(rng.randint(1, 3)))
+    power_loss = rng.choice(("time", "promise", "no", "no", "no", "no"))
     return Plan(
         schedule_seed=str(seed),
         machines=tuple(_lives(rng, machine, count, granule, mix) for machine in range(count)),
@@ -122,7 +125,8 @@ def make_plan(seed: int, *, machines: int | None = None) -> Plan:
         granule_sectors=granule,
         fail_writes=fail_writes,
         fail_reads=fail_reads,
-        power_loss_s=rng.uniform(0.0, 12.0) if rng.random() < 0.25 else None,
+        power_loss_s=round(10 ** rng.uniform(-2.3, 1.1), 6) if power_loss == "time" else None,
+        power_loss_after=rng.randint(1, 6) if power_loss == "promise" else None,
     )
 
 

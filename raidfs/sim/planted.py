@@ -114,8 +114,13 @@ def _failure_not_awaited() -> Iterator[None]:
 
 @plant("bits-believed", "bit-before-data", "legs-equal")
 def _bits_believed() -> Iterator[None]:
-    """The bitmap is loaded as if every bit were on the disk."""
-    with patch.object(BitmapSuperblock, "is_stale", property(lambda bitmap: True)):
+    """The bitmap is loaded as if every bit were on the disk, and not written before it is used."""
+
+    async def wrong(array: Array) -> None:
+        return
+
+    is_stale = property(lambda bitmap: True)
+    with patch.object(BitmapSuperblock, "is_stale", is_stale), patch.object(Array, "activate", wrong):
         yield
 
 

@@ -52,6 +52,8 @@ def _smaller(plan: Plan) -> Iterator[Plan]:
             yield replace(plan, machines=_put(plan.machines, number, ()))
     if plan.power_loss_s is not None:
         yield replace(plan, power_loss_s=None)
+    if plan.power_loss_after is not None:
+        yield replace(plan, power_loss_after=None)
     for number in range(len(plan.fail_writes)):
         yield replace(plan, fail_writes=_without(plan.fail_writes, number))
     for number in range(len(plan.fail_reads)):
