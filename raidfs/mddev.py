@@ -66,6 +66,7 @@ class Mddev:
             written = before if change is None else await array.metadata.update(change, without=without)
             self._must_follow(written)
         except BaseException:
+            self._announce_later()
             await self._channel.metadata_update_cancel()
             raise
         if written == before and not self._marked and not self._unannounced:
@@ -85,8 +86,16 @@ class Mddev:
         except MessageRefused:
             self._all_followed()  # who refused has fenced itself: all that serve have applied it
             raise
+        except BaseException:
+            self._announce_later()
+            raise
         self._all_followed()
         return written != before
+
+    def _announce_later(self) -> None:
+        """Have the task for failed legs announce what this update could not: writes wait for it."""
+        for leg in self._marked:
+            self.array.report_failed(leg.index, 0)
 
     def _all_followed(self) -> None:
         """Every node has applied what is on disk: writes that waited for that go on."""
@@ -122,7 +131,7 @@ class Mddev:
                 return
             if leg.state == LegState.IN_SYNC and self.array.is_last(leg):
                 raise LastLeg(path=leg.path)
-            self.array.port.engine.block_leg(leg.index)
+            # Writes go to the leg until its failure is durable: refused, it has missed nothing.
             await self._record(leg)
         finally:
             self.reconfig_mutex.unlock()
@@ -138,11 +147,16 @@ class Mddev:
             try:
                 await self._record(leg)
             except LastLeg:
+                self.array.keep(leg)
                 return
             except MessageRefused as e:
                 log.error("%s", e)
             except MessageNotAcknowledged as e:
                 log.error("%s; trying again", e)
+            except BaseException:
+                if leg.state != LegState.FAULTY:
+                    self.array.keep(leg)  # nothing was written
+                raise
             finally:
                 self.reconfig_mutex.unlock()
 
@@ -150,12 +164,7 @@ class Mddev:
         """Write a leg's failure to the others and announce it, unless that has been done (P1)."""
         number = leg.number
         assert number is not None
-        try:
-            await self.update_sb(lambda superblock: self._without(superblock, leg, number), without=leg.index)
-        except BaseException:
-            if leg.state != LegState.FAULTY:
-                self.array.keep(leg)  # nothing was written
-            raise
+        await self.update_sb(lambda superblock: self._without(superblock, leg, number), without=leg.index)
 
     def _without(self, superblock: Superblock, leg: ArrayLeg, number: int) -> Superblock:
         # Looked at under the token: another node may have failed this leg or another one meanwhile.

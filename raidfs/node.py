@@ -163,7 +163,11 @@ class Node:
     # ---- leaving ---------------------------------------------------------------------------------------------------
 
     async def leave(self) -> None:
-        """Bring the bitmap to the disk and release everything; what was lost stays lost without an error."""
+        """Bring the bitmap to the disk and stop receiving; what was lost stays lost without an error.
+
+        The legs are closed next, and the lock space after that: a node that finds itself alone proves it with the
+        images' flocks, which ours must not contradict.
+        """
         array = self.array
         if self.lost is None:
             try:
@@ -178,8 +182,6 @@ class Node:
             await self.mddev.reconfig_mutex.lock("leaving")
             await self.receiver.stop()
         self._leaving = True
-        with contextlib.suppress(LockspaceLost):
-            await self.membership.lockspace.close()
 
 
 @contextlib.asynccontextmanager

@@ -153,7 +153,8 @@ class Array:
         if self.is_degraded and bitmap.events_cleared != self.superblock.events:
             return 0
         offset_sectors = self.superblock.resync_offset_sectors
-        return self.layout.size_bytes if offset_sectors == MAX_SECTOR else offset_sectors * SECTOR_BYTES
+        end_of_chunks = self.layout.bits * self.layout.chunk_bytes  # the last chunk may be a part only
+        return end_of_chunks if offset_sectors == MAX_SECTOR else offset_sectors * SECTOR_BYTES
 
     async def make_active(self) -> None:
         """Make ``resync_offset = 0`` durable, so that set bits count from now on (P2); needs the token.
@@ -180,19 +181,22 @@ class Array:
         path, reason = self.legs[leg].path, os.strerror(errno)
         if kind == EventKind.LEG_FAILED:
             log.error("%s: write or flush failed at byte %d: %s", path, offset, reason)
-            self.failed.append((leg, errno))
-            self.failures.wake_up()
+            self.report_failed(leg, errno)
         elif kind == EventKind.LAST_LEG:
             log.error("%s: write or flush failed at byte %d on the last leg: %s", path, offset, reason)
         else:
             log.warning("%s: read failed at byte %d, another leg is tried: %s", path, offset, reason)
 
+    def report_failed(self, index: int, errno: int) -> None:
+        """Hand a leg that is blocked to the task that records failures."""
+        self.failed.append((index, errno))
+        self.failures.wake_up()
+
     def _on_superblock_failed(self, index: int, error: OSError) -> None:
         log.error("%s: the superblock could not be written: %s", self.legs[index].path, error.strerror)
         if self.legs[index].state in (LegState.IN_SYNC, LegState.RECOVERING):
             self.port.engine.block_leg(index)
-            self.failed.append((index, error.errno or 0))
-            self.failures.wake_up()
+            self.report_failed(index, error.errno or 0)
 
     def find_leg(self, path: str) -> ArrayLeg:
         """Return the leg with that image; raises NoSuchLeg."""

@@ -93,15 +93,16 @@ class Metadata:
     async def update(self, change: Callable[[Superblock], Superblock], *, without: int | None = None) -> Superblock:
         """Apply ``change`` to the freshest superblock and write it everywhere, durably; the caller holds the token.
 
-        The leg ``without`` is left as it is: the change says that it is faulty (md writes no faulty device). A change
-        that leaves the superblock as it is writes nothing. A leg whose superblock cannot be read is written too,
-        with what was known of it. ``on_write_failed(index, error)`` is called for each leg that fails the write (md:
-        super_written calls md_error); MetadataLost is raised when no leg took it.
+        A change that leaves the superblock as it is writes nothing, unless a leg lacks what the others have, because a
+        node died between two legs: that is completed. The leg ``without`` is left as it is: the change says that it is
+        faulty (md writes no faulty device). A leg whose superblock cannot be read is written too, with what was known
+        of it. ``on_write_failed(index, error)`` is called for each leg that fails the write (md: super_written calls
+        md_error); MetadataLost is raised when no leg took it.
         """
         found, problems = await self._read_all()
         current = self._freshest(found, problems)
         changed = change(current)
-        if changed == current:
+        if changed == current and not self._is_behind(current, found, without):
             return current
         changed = dataclasses.replace(changed, events=current.events + 1, utime=self._wall_time())
         problems = []
@@ -122,6 +123,13 @@ class Metadata:
             raise MetadataLost(events=changed.events, reason="; ".join(problems))
         self.superblock = changed
         return changed
+
+    def _is_behind(self, current: Superblock, found: dict[int, Superblock], without: int | None) -> bool:
+        return any(
+            leg.index not in found or for_leg(current, found[leg.index]) != found[leg.index]
+            for leg in self._legs
+            if leg.index != without
+        )
 
     def _freshest(self, found: dict[int, Superblock], problems: list[str]) -> Superblock:
         if not found:
