@@ -36,6 +36,7 @@ from raidfs.errors import LockError, LockspaceLost, RaidfsError
 from raidfs.host import Host, LinuxHost
 from raidfs.lock.api import Lockspace
 from raidfs.mddev import Mddev
+from raidfs.node_explain import node_explanation, to_json
 from raidfs.node_options import NodeOptions
 from raidfs.node_status import node_status
 from raidfs.runtime import Runtime
@@ -90,6 +91,18 @@ class Node:
         """Ask the lock manager who is a member, for the next `status`."""
         if self.lost is None:
             self.members = await self.membership.members()
+
+    async def fail(self, path: str) -> None:
+        """See `raidfs.mddev.Mddev.fail`."""
+        await self.mddev.fail(path)
+
+    async def touch(self) -> None:
+        """See `raidfs.mddev.Mddev.touch`."""
+        await self.mddev.touch()
+
+    async def explain(self) -> dict[str, object]:
+        """Return this node's part of ``raidfs explain``."""
+        return to_json(await node_explanation(self))
 
     async def suspend_range(self, lo_bytes: int, hi_bytes: int) -> None:
         """Park new writes into [lo, hi) until the range is lifted by 0, 0 (md's suspend_lo, suspend_hi).

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from raidfs._core import LegState
 from raidfs.array.array import Array
 from raidfs.control import schema
+from raidfs.lock.address import auto_address
 
 if TYPE_CHECKING:
     from raidfs._core import EngineStatistics
@@ -37,12 +38,18 @@ def node_status(node: Node) -> schema.NodeStatus:
         ),
         members=tuple(schema.MemberStatus(slot, client) for slot, client in sorted(node.members.items())),
         bitmap=_bitmap_status(array, statistics),
-        lock=schema.LockStatus(manager="embedded", address=node.options.lock),
+        lock=schema.LockStatus(manager="embedded", address=_lock_address(node)),
         engine=_engine_status(node, statistics),
         waits=tuple(
             schema.WaitStatus(wait.task, wait.what, max(0.0, now - wait.since)) for wait in node.runtime.waits()
         ),
     )
+
+
+def _lock_address(node: Node) -> str:
+    if node.options.lock == "auto":
+        return str(auto_address(node.membership.lockspace.name))
+    return node.options.lock
 
 
 def _array_status(array: Array, statistics: EngineStatistics) -> schema.ArrayStatus:

@@ -19,7 +19,7 @@ from raidfs.errors import EXIT_FAILED, BadArguments, RaidfsError
 _EXIT_INTERRUPTED = 130  # as a shell tells it: 128 + SIGINT
 
 # In the order of an array's life, as ``--help`` lists them. Each module has ``add_parser`` and ``run``.
-COMMANDS = ("create", "examine", "mount", "status", "umount", "lockd")
+COMMANDS = ("create", "examine", "mount", "status", "fail", "explain", "umount", "lockd")
 
 _DESCRIPTION = "Clustered RAID1 in user space: Linux md-cluster's disk format and protocol, served through FUSE."
 

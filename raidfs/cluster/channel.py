@@ -31,6 +31,7 @@ import dataclasses
 import enum
 import logging
 from collections.abc import Callable
+from typing import TypeVar
 
 from raidfs.cluster.membership import Membership, bitmap_name
 from raidfs.cluster.messages import PROTOCOL_VERSION, Message, Result, SlotValue, result_text
@@ -46,6 +47,8 @@ from raidfs.errors import (
 )
 from raidfs.lock.api import Lock, Mode
 from raidfs.runtime import Runtime
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -230,15 +233,29 @@ class Channel:
     async def _check_results(self, message: Message) -> None:
         """Read what every other member has made of the message; all of them have dropped ``ack``."""
         refusals = []
-        for slot, client in sorted((await self.membership.members()).items()):
-            if slot != self.slot:
-                value = await self._read_value(slot)
-                if value is None or value.sequence != message.sequence:
-                    refusals.append(f"{client} (slot {slot}) did not say what it made of it")
-                elif value.result != Result.APPLIED:
-                    refusals.append(f"{client} (slot {slot}): {result_text(value.result)}")
+        for slot, client, value in await self._values():
+            if value is None or value.sequence != message.sequence:
+                refusals.append((slot, client, "it did not say what it made of it"))
+            elif value.result != Result.APPLIED:
+                refusals.append((slot, client, result_text(value.result)))
+        refusals = await self._still_members(refusals)
         if refusals:
-            raise MessageRefused(message=message.type_name, refusals="; ".join(refusals))
+            reasons = "; ".join(f"{client} (slot {slot}): {reason}" for slot, client, reason in refusals)
+            raise MessageRefused(message=message.type_name, refusals=reasons)
+
+    async def _values(self) -> list[tuple[int, str, SlotValue | None]]:
+        """Return what every other member publishes of itself, by slot."""
+        members = await self.membership.members()
+        return [
+            (slot, client, await self._read_value(slot))
+            for slot, client in sorted(members.items())
+            if slot != self.slot
+        ]
+
+    async def _still_members(self, found: list[tuple[int, str, T]]) -> list[tuple[int, str, T]]:
+        """Leave out who has gone since: its value went with its lock."""
+        members = await self.membership.members() if found else {}
+        return [entry for entry in found if members.get(entry[0]) == entry[1]]
 
     async def _read_value(self, slot: int) -> SlotValue | None:
         bitmap = await self.membership.lock(bitmap_name(slot))
@@ -313,12 +330,13 @@ class Channel:
 
     async def check_protocols(self) -> None:
         """Raise ProtocolMismatch when a member speaks another version; under the token, before becoming a receiver."""
-        for slot, client in sorted((await self.membership.members()).items()):
-            if slot != self.slot:
-                value = await self._read_value(slot)
-                theirs = value.protocol if value is not None else "unknown"
-                if theirs != PROTOCOL_VERSION:
-                    raise ProtocolMismatch(node=client, theirs=theirs, ours=PROTOCOL_VERSION)
+        others = [
+            (slot, client, value.protocol if value is not None else "unknown")
+            for slot, client, value in await self._values()
+            if value is None or value.protocol != PROTOCOL_VERSION
+        ]
+        for _, client, theirs in await self._still_members(others):
+            raise ProtocolMismatch(node=client, theirs=theirs, ours=PROTOCOL_VERSION)
 
     def statistics(self) -> dict[str, object]:
         """Return flags, lock modes and counts, for `raidfs explain` and checkers."""

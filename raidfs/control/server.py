@@ -140,6 +140,14 @@ def _is_owner(peer: trio.socket.SocketType) -> bool:
     return uid in (os.geteuid(), 0)
 
 
+def text(params: dict[str, Any], name: str) -> str:
+    """Return the text parameter ``name``. Raises BadDocument."""
+    value = params.get(name)
+    if not isinstance(value, str):
+        raise BadDocument(where=f"params.{name}", wanted="a text")
+    return value
+
+
 def integer(params: dict[str, Any], name: str) -> int:
     """Return the integer parameter ``name``. Raises BadDocument."""
     value = params.get(name)

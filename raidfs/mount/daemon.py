@@ -53,6 +53,9 @@ _NAME_SPACE_TASKS = 4
 # SIGHUP: the terminal of a node in the foreground is closed.
 _UNMOUNTING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
+# A lock manager that does not answer must not keep `status` from answering.
+_REFRESH_S = 0.5
+
 # For the last answers on the control socket, when the node has left already; a client that does not read them is on
 # its own.
 _GOODBYE_S = 5.0
@@ -216,6 +219,8 @@ class _Daemon:
 
     def _methods(self, node: ServedNode) -> dict[str, server.Method]:
         async def status(params: dict[str, Any]) -> dict[str, Any]:
+            with trio.move_on_after(_REFRESH_S), contextlib.suppress(RaidfsError):
+                await node.refresh()
             return self._status(node).to_json()
 
         async def statistics(params: dict[str, Any]) -> dict[str, Any]:
@@ -228,6 +233,15 @@ class _Daemon:
                 raise BadRange(lo=lo, hi=hi, size=size)
             await node.suspend_range(lo, hi)
 
+        async def fail(params: dict[str, Any]) -> None:
+            await node.fail(server.text(params, "image"))
+
+        async def touch(params: dict[str, Any]) -> None:
+            await node.touch()
+
+        async def explain(params: dict[str, Any]) -> dict[str, Any]:
+            return await node.explain()
+
         async def umount(params: dict[str, Any]) -> None:
             await self._usable.wait()
             await self._unmount()
@@ -235,7 +249,15 @@ class _Daemon:
             if self._failure is not None:
                 raise self._failure
 
-        return {"status": status, "statistics": statistics, "suspend": suspend, "umount": umount}
+        return {
+            "status": status,
+            "statistics": statistics,
+            "suspend": suspend,
+            "fail": fail,
+            "touch": touch,
+            "explain": explain,
+            "umount": umount,
+        }
 
     def _status(self, node: ServedNode) -> NodeStatus:
         if self._stopped.is_set():

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from raidfs.control.schema import NodeStatus
 
@@ -50,6 +50,18 @@ class ServedNode(Protocol):
 
         The daemon replaces what a node cannot know of its place: mountpoint, pid, host, since_s and plane.
         """
+
+    async def refresh(self) -> None:
+        """Bring what `status` tells of other nodes up to date."""
+
+    async def fail(self, path: str) -> None:
+        """Make the leg with that image faulty on all nodes (``raidfs fail``)."""
+
+    async def touch(self) -> None:
+        """Do one metadata update that changes nothing but the event count, on all nodes; for tests and measuring."""
+
+    async def explain(self) -> dict[str, Any]:
+        """Return the document of ``raidfs explain``: who waits for what."""
 
     async def suspend_range(self, lo_bytes: int, hi_bytes: int) -> None:
         """Park new writes into ``[lo_bytes, hi_bytes)`` until the range is lifted (md's suspend_lo, suspend_hi).

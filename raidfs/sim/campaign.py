@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import multiprocessing
 import os
 from collections import Counter
@@ -113,7 +114,7 @@ def _results(work: Sequence[_Work], jobs: int) -> Iterator[Iterator[Result]]:
     if jobs == 1 or len(work) == 1:
         yield map(_run, work)
         return
-    with multiprocessing.get_context("spawn").Pool(min(jobs, len(work))) as pool:
+    with multiprocessing.get_context("spawn").Pool(min(jobs, len(work)), initializer=gc.freeze) as pool:
         yield iter(pool.imap_unordered(_run, work))
 
 

@@ -27,7 +27,7 @@ from raidfs.control.schema import (
     NodeStatus,
     PlaceStatus,
 )
-from raidfs.errors import ImageNotFound, LockspaceLost, RaidfsError
+from raidfs.errors import ImageNotFound, LastLeg, LockspaceLost, RaidfsError
 from raidfs.mount.options import MountOptions
 from raidfs.node_options import NodeOptions
 from raidfs.runtime import Runtime
@@ -154,6 +154,18 @@ class MemoryNode:
             written_bytes=len(volume.durable),
         )
         return dataclasses.replace(self._status, engine=engine)
+
+    async def refresh(self) -> None:
+        return
+
+    async def fail(self, path: str) -> None:
+        raise LastLeg(path=path)
+
+    async def touch(self) -> None:
+        return
+
+    async def explain(self) -> dict[str, object]:
+        return {}
 
     async def suspend_range(self, lo_bytes: int, hi_bytes: int) -> None:
         self.volume.suspend(lo_bytes, hi_bytes)
