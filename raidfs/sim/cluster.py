@@ -151,13 +151,17 @@ class Cluster:
         async with self.runtime.open_nursery() as nursery:
             for machine, lives in enumerate(plan.machines):
                 nursery.start_soon(self._live, machine, lives, name=f"machine {machine}")
+        self._check_legs()
         audit = Life(0.0, ((Op(OpKind.READ, 0, SECTORS), Op(OpKind.READ, 0, SECTORS)),))
         await self._live(0, (audit,), first=len(plan.machines[0]) if plan.machines else 0)
         await self.runtime.sleep(2 * FENCE_S, what="the last messages")
-        check_legs(good_disks(self.metadata, self.storage.disks), self.layout, self.register, self.report)
+        self._check_legs()
         statistics = self.locks.statistics()
         if statistics.members or statistics.resources:
             self.report("locks-left", str(statistics))
+
+    def _check_legs(self) -> None:
+        check_legs(good_disks(self.metadata, self.storage.disks), self.layout, self.register, self.report)
 
     def _supervised(self, task: Task, e: BaseException | None) -> None:
         if e is not None:

@@ -17,8 +17,9 @@ from raidfs._core import OpKind
 from raidfs.array import metadata as metadata_module
 from raidfs.array.array import Array
 from raidfs.array.port import EnginePort
+from raidfs.cluster.channel import Channel
 from raidfs.cluster.membership import Membership
-from raidfs.cluster.messages import Result
+from raidfs.cluster.messages import Message, Result
 from raidfs.cluster.mutex import Mutex
 from raidfs.cluster.receiver import Receiver
 from raidfs.format.bitmap import SUPER_BYTES, BitmapSuperblock
@@ -26,6 +27,7 @@ from raidfs.format.superblock import Superblock
 from raidfs.lock import machine as lock_machine
 from raidfs.lock.api import Mode
 from raidfs.lock.machine import LockMachine
+from raidfs.lock.member import MemberLock
 from raidfs.lock.modes import compatible
 from raidfs.node import Node
 from raidfs.sim.disks import SimDisk
@@ -166,6 +168,24 @@ def _written_early() -> Iterator[None]:
         yield
 
 
+@plant("leg-skipped", "register", "legs-acknowledged", "legs-equal")
+def _leg_skipped() -> Iterator[None]:
+    """Writes to the second leg are acknowledged and not carried out."""
+    submit = SimBackend._submit
+
+    def wrong(
+        backend: SimBackend, op_id: int, kind: OpKind, disk: SimDisk, offset: int, length: int, data: bytes | None
+    ) -> None:
+        if kind == OpKind.WRITE and disk.name == "disk1":
+            backend._completed.append((op_id, length, None))
+            backend._queue.wake_up()
+        else:
+            submit(backend, op_id, kind, disk, offset, length, data)
+
+    with patch.object(SimBackend, "_submit", wrong):
+        yield
+
+
 @plant("flushed-early", "register", "legs-acknowledged")
 def _flushed_early() -> Iterator[None]:
     """A flush returns when it has been asked for."""
@@ -216,14 +236,25 @@ def _slot_not_claimed() -> Iterator[None]:
         yield
 
 
-@plant("dead-keep-locks", "stall", "locks-left", "node-error")
+@plant("dead-keep-locks", "stall", "node-error")
 def _dead_keep_locks() -> Iterator[None]:
     """The lock manager does not purge the locks of clients that died."""
     with patch.object(LockMachine, "_died", lambda machine, event: []):
         yield
 
 
-@plant("left-with-locks", "locks-left", "stall", "node-error")
+@plant("members-kept", "locks-left")
+def _members_kept() -> Iterator[None]:
+    """The lock manager does not forget who has left."""
+
+    def wrong(machine: LockMachine, number: int) -> None:
+        machine._members[number].locks.clear()
+
+    with patch.object(LockMachine, "_forget", wrong):
+        yield
+
+
+@plant("left-with-locks", "stall", "node-error")
 def _left_with_locks() -> Iterator[None]:
     """The lock manager forgets to release what a client holds that leaves in good order."""
 
@@ -258,6 +289,49 @@ def _reload_later() -> Iterator[None]:
         return Result.APPLIED
 
     with patch.object(Receiver, "_reload", wrong):
+        yield
+
+
+@plant("token-kept", "channel-restored", "stall", "node-error")
+def _token_kept() -> Iterator[None]:
+    """A token that is granted while its wait is being cancelled is not given back."""
+
+    async def wrong(channel: Channel) -> None:
+        await channel.token.convert(Mode.EX)
+        await channel.recv_mutex.lock("a sender")
+
+    with patch.object(Channel, "lock_token", wrong):
+        yield
+
+
+@plant("no-barrier", "applied-before-acked")
+def _no_barrier() -> Iterator[None]:
+    """A metadata update returns when it is on the disks, and is never announced."""
+
+    async def wrong(channel: Channel, message: Message) -> None:
+        await channel.metadata_update_cancel()
+
+    with patch.object(Channel, "metadata_update_finish", wrong):
+        yield
+
+
+@plant("message-shared", "lock-modes", "node-error", "stall", "applied-before-acked", "channel-restored")
+def _message_shared() -> Iterator[None]:
+    """A sender publishes without having waited for those who still read the last message."""
+    convert = MemberLock.convert
+
+    async def wrong(lock: MemberLock, mode: Mode, *, noqueue: bool = False) -> None:
+        mode = Mode.CW if lock.resource == "message" and mode is Mode.EX else mode
+        await convert(lock, mode, noqueue=noqueue)
+
+    with patch.object(MemberLock, "convert", wrong):
+        yield
+
+
+@plant("never-announced", "stall", "node-error")
+def _never_announced() -> Iterator[None]:
+    """Who holds the mutex and waits for the token does not say so (D1, D2)."""
+    with patch.object(Channel, "set_holding_mutex", lambda channel: False):
         yield
 
 

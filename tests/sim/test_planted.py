@@ -8,12 +8,18 @@ from raidfs.sim.campaign import run_campaign
 from raidfs.sim.checkers import RULES
 from raidfs.sim.planted import PLANTED
 
-# How many schedules may pass before a mistake is found: some ten times what it took when this was written, which
-# stands beside it. A number that has to grow says that the simulator has become blunter.
-BUDGET = dict.fromkeys(PLANTED, 50) | {
+# How many schedules may pass before a mistake is found; a number that has to grow says that the simulator has become
+# blunter. Most are found in the first schedule, bits-forgotten after 29, failure-not-awaited after 41, flushed-early
+# after 67, token-kept after 21 (November 2026).
+BUDGET = dict.fromkeys(PLANTED, 60) | {
+    "bits-forgotten": 200,
     "failure-not-awaited": 400,
-    "flushed-early": 1200,
+    "flushed-early": 700,
+    "token-kept": 200,
 }
+
+# No single mistake breaks it before another rule: seen in test_checkers.py.
+DIRECT = {"one-slot-owner"}
 
 
 @pytest.mark.slow
@@ -29,15 +35,16 @@ def test_the_mistake_is_found(name: str) -> None:
 
 def test_every_mistake_names_rules_that_exist_and_every_rule_has_its_mistake() -> None:
     named = {rule for mistake in PLANTED.values() for rule in mistake.rules}
-    assert named == set(RULES)
+    assert named | DIRECT == set(RULES)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", sorted(RULES))
+@pytest.mark.parametrize("rule", sorted(set(RULES) - DIRECT))
 def test_each_rule_is_seen_broken(rule: str) -> None:
     for name, mistake in PLANTED.items():
         if rule in mistake.rules:
-            result = run_campaign(range(BUDGET[name]), plant=name, jobs=1, failures_max=5)
-            if any(failure.rule == rule for failure in result.failures):
-                return
+            for seed in range(BUDGET[name]):
+                failure = run_campaign([seed], plant=name, jobs=1).first_failure
+                if failure is not None and failure.rule == rule:
+                    return
     pytest.fail(f"no mistake breaks {rule}")

@@ -1,0 +1,90 @@
+"""What the simulator has found: each as a small plan that stays, tried in many schedules.
+
+A plan comes from the shrinking of a failing seed. Its schedules change whenever the code does, so each is carried out
+in as many orders as made it fail several times when it was found.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from raidfs.sim.cluster import simulate
+from raidfs.sim.plan import Fault, FaultKind, Life, Op, OpKind, Plan
+
+WRITE = Op(OpKind.WRITE, 0, 1)
+TOUCH = Op(OpKind.TOUCH)
+
+
+def user(*ops: Op, faults: tuple[Fault, ...] = (), start_after_s: float = 0.0) -> Life:
+    """Return a run with one user."""
+    return Life(start_after_s, (ops,) if ops else (), faults)
+
+
+def broken_in(plan: Plan, schedules: int) -> list[str]:
+    """Return what is broken in so many schedules of a plan, one line each."""
+    found = []
+    for number in range(schedules):
+        failure = simulate(dataclasses.replace(plan, schedule_seed=str(number))).failure
+        if failure is not None:
+            found.append(f"schedule {number}: {str(failure)[-300:]}")
+    return found
+
+
+def crash_at(step: int) -> tuple[Fault, ...]:
+    return (Fault(FaultKind.CRASH, step),)
+
+
+def stop_at(step: int) -> tuple[Fault, ...]:
+    return (Fault(FaultKind.STOP, step),)
+
+
+def test_a_token_that_was_granted_just_before_its_wait_was_cancelled_is_given_back() -> None:
+    for step in (5, *range(60, 260, 20)):  # 5: the node is to leave before its user has begun
+        assert broken_in(Plan("", ((user(TOUCH, TOUCH, faults=stop_at(step)),), (user(TOUCH),))), 4) == []
+
+
+def test_a_leg_that_fails_while_a_node_leaves_does_not_hold_it_up() -> None:
+    for nth in range(2, 12):
+        plan = Plan("", ((user(WRITE),),), fail_writes=((0, nth),))
+        assert broken_in(plan, 4) == []
+
+
+def test_a_leg_whose_superblock_could_not_be_read_is_written_all_the_same() -> None:
+    for nth in range(10):
+        assert broken_in(Plan("", ((user(WRITE),),), fail_reads=((1, nth),)), 2) == []
+
+
+def test_a_leg_whose_superblock_could_not_be_written_is_not_in_sync() -> None:
+    for nth in range(4):
+        assert broken_in(Plan("", ((user(WRITE),),), fail_writes=((1, nth),)), 4) == []
+
+
+@pytest.mark.slow
+def test_superblocks_of_which_only_some_were_written_before_a_death_are_written_by_the_next_node() -> None:
+    for step in range(70, 170, 2):
+        plan = Plan("", ((user(faults=crash_at(step)), user(WRITE)),), legs=3)
+        assert broken_in(plan, 4) == []
+
+
+@pytest.mark.slow
+def test_a_node_joins_while_the_last_one_leaves() -> None:
+    for step in range(100, 200, 5):
+        pause = (Fault(FaultKind.PAUSE, step, 5.0),)
+        assert broken_in(Plan("", ((user(WRITE, faults=pause),), (user(),))), 10) == []
+
+
+@pytest.mark.slow
+def test_failing_a_leg_can_be_given_up_at_any_step() -> None:
+    fail = Op(OpKind.FAIL, leg=0)
+    for step in range(80, 260, 4):
+        plan = Plan("", ((Life(0.0, ((WRITE,), (fail,)), stop_at(step)),),))
+        assert broken_in(plan, 2) == []
+
+
+@pytest.mark.slow
+def test_a_member_that_leaves_while_another_joins_or_sends_is_no_stranger() -> None:
+    for start in range(8):
+        lives = tuple((user(TOUCH, TOUCH, start_after_s=0.002 * start * number),) for number in range(3))
+        assert broken_in(Plan("", lives), 12) == []
