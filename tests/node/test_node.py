@@ -329,3 +329,36 @@ async def test_the_lock_space_is_empty_after_the_last_node_has_left(images: Imag
         space = await manager.open_lockspace(name, cluster_name="raidfs", client="observer")
         assert await space.query() == []
         await space.close()
+
+
+async def test_a_node_that_sees_other_storage_is_named_and_serves_nothing_any_more(
+    images: Images, lockd: str, tmp_path: Path
+) -> None:
+    copies = []
+    for path in images.paths:  # W12: the message carries the event count, so reading something older is noticed
+        copies.append(f"{path}.copy")
+        Path(copies[-1]).write_bytes(Path(path).read_bytes())
+    async with node(images, lockd, "a") as a, node(Images(tuple(copies)), lockd, "b") as b:
+        with refused(errors.MessageRefused, message="METADATA_UPDATED"):
+            for _ in range(3):  # b wrote its copies once when it joined
+                await a.mddev.touch()
+        assert b.lost is not None
+        assert "older than the message" in b.lost
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            await b.volume.read(0, 512)
+        await a.mddev.touch()  # b has nothing more to say no to
+        assert await a.volume.read(0, 1) == b"\0"
+
+
+async def test_an_update_that_gets_no_token_writes_nothing_and_restores_everything(images: Images, lockd: str) -> None:
+    async with node(images, lockd, "a") as a, node(images, lockd, "b") as b:  # W2
+        before = images.superblocks()
+        async with b.membership.token():
+            with trio.move_on_after(0.3) as scope:
+                await a.mddev.touch()
+            assert scope.cancelled_caught
+            assert images.superblocks() == before
+            assert {flag.name for flag in a.channel.state} == {"ALREADY_IN_CLUSTER"}
+            assert a.mddev.reconfig_mutex.owner is None
+        await a.mddev.touch()
+        assert {one.status().array.events for one in (a, b)} == {before[0].events + 1}

@@ -6,7 +6,8 @@ nothing can move any more the stepper raises NothingCanRun with everybody's wait
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import inspect
+from collections.abc import Callable, Coroutine
 from random import Random
 from typing import Any, ClassVar
 
@@ -103,8 +104,9 @@ class Member:
                 self.receiver.already_in_cluster()
         self.joined = True
 
-    def start(self, coro: Awaitable[Any], name: str) -> Outcome:
+    def start(self, coro: Coroutine[Any, Any, Any], name: str) -> Outcome:
         outcome = Outcome()
+        self.cluster.started.append(coro)
 
         async def run() -> None:
             try:
@@ -167,10 +169,14 @@ class Cluster:
         """Throw the frames away of all clusters made so far, running none of them."""
         for cluster in cls.made:
             cluster.stepper.dispose()
+            for coro in cluster.started:
+                if inspect.getcoroutinestate(coro) == inspect.CORO_CREATED:
+                    coro.close()
         cls.made.clear()
 
     def __init__(self, seed: int, names: str = "AB") -> None:
         self.made.append(self)
+        self.started: list[Coroutine[Any, Any, Any]] = []
         rng = Random(seed)
         self.stepper = Stepper(RandomPolicy(rng), rng, steps_max=200_000)
         service = self.stepper.group("locks")
