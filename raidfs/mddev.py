@@ -218,6 +218,7 @@ class Mddev:
 
     def _cannot_follow(self, result: Result) -> Result:
         self._fence(f"this node cannot follow the metadata: {result.text}")
+        self._loaded = False  # it serves nothing, so later messages have nothing to change here
         return result
 
     async def peer_gone(self, slot: int) -> None:
