@@ -169,6 +169,6 @@ def touch(node: Node, times: int) -> float:
 def fio_job(node: Node, number: int) -> list[str]:
     return [
         "fio", "--name=load", f"--filename={node.file}", f"--offset={number * 16}M", "--size=16M", "--rw=randwrite",
-        "--bs=4k", "--iodepth=4", "--ioengine=libaio", "--direct=1", "--verify=crc32c", "--verify_state_save=0", "--time_based",
-        "--runtime=600", "--rate_iops=200",
+        "--bs=4k", "--iodepth=4", "--ioengine=libaio", "--direct=1", "--verify=crc32c", "--verify_state_save=0",
+        "--time_based", "--runtime=600", "--rate_iops=200",
     ]  # fmt: skip
