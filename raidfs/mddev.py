@@ -61,15 +61,15 @@ class Mddev:
         array = self.array
         await self._channel.metadata_update_start()
         try:
-            before = await array.metadata.reload()
-            self._must_follow(before)
-            written = before if change is None else await array.metadata.update(change, without=without)
-            self._must_follow(written)
+            superblock, written = await array.metadata.update(
+                change or _unchanged, without=without, follow=self._must_follow
+            )
+            self._must_follow(superblock)
         except BaseException:
             self._announce_later()
             await self._channel.metadata_update_cancel()
             raise
-        if written == before and not self._marked and not self._unannounced:
+        if not (written or self._marked or self._unannounced):
             await self._channel.metadata_update_cancel()  # someone else did it
             return False
         self.updates += 1
@@ -77,8 +77,8 @@ class Mddev:
         message = Message(
             MessageType.METADATA_UPDATED,
             slot=self._channel.slot,
-            low=written.events,
-            high=written.size_sectors,
+            low=superblock.events,
+            high=superblock.size_sectors,
             raid_slot=array.good_number(),
         )
         try:
@@ -90,7 +90,7 @@ class Mddev:
             self._announce_later()
             raise
         self._all_followed()
-        return written != before
+        return written
 
     def _announce_later(self) -> None:
         """Have the task for failed legs announce what this update could not: writes wait for it."""
@@ -263,6 +263,10 @@ class Mddev:
     def change_capacity(self, size_sectors: int) -> Result:
         """See `raidfs.cluster.receiver.Mddev`."""
         return Result.APPLIED if size_sectors == self.array.layout.size_sectors else Result.SIZE
+
+
+def _unchanged(superblock: Superblock) -> Superblock:
+    return superblock
 
 
 def _touched(superblock: Superblock) -> Superblock:

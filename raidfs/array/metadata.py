@@ -46,6 +46,10 @@ def for_leg(array: Superblock, leg: Superblock) -> Superblock:
     return dataclasses.replace(leg, **common)
 
 
+def _nothing(superblock: Superblock) -> None:
+    return
+
+
 @dataclasses.dataclass(frozen=True)
 class MetadataLeg:
     """A leg that carries metadata: its number in the engine, its path for messages, and its superblock when opened."""
@@ -78,51 +82,58 @@ class Metadata:
         self._legs = [leg for leg in self._legs if leg.index != index]
 
     async def reload(self, number: int | None = None) -> Superblock:
-        """Read all superblocks again and return the one to believe; a leg that cannot be read counts not.
+        """Read the superblocks again and return the one to believe; a leg that cannot be read counts not.
 
         That is the one of device ``number`` if it is given and can be read (md reads the leg that the message names),
-        else the freshest. Raises MetadataLost when none can be read.
+        else the freshest of all. Raises MetadataLost when none can be read.
         """
-        found, problems = await self._read_all()
-        named = [superblock for superblock in found.values() if superblock.dev_number == number]
-        if named:
-            self.superblock = named[0]
-            return named[0]
+        named = [leg for leg in self._legs if self._own[leg.index].dev_number == number]
+        found, problems = await self._read(named)
+        if not found:
+            found, problems = await self._read(self._legs)
         return self._freshest(found, problems)
 
-    async def update(self, change: Callable[[Superblock], Superblock], *, without: int | None = None) -> Superblock:
+    async def update(
+        self,
+        change: Callable[[Superblock], Superblock],
+        *,
+        without: int | None = None,
+        follow: Callable[[Superblock], None] = _nothing,
+    ) -> tuple[Superblock, bool]:
         """Apply ``change`` to the freshest superblock and write it everywhere, durably; the caller holds the token.
 
-        A change that leaves the superblock as it is writes nothing, unless a leg lacks what the others have, because a
-        node died between two legs: that is completed. The leg ``without`` is left as it is: the change says that it is
-        faulty (md writes no faulty device). A leg whose superblock cannot be read is written too, with what was known
-        of it. ``on_write_failed(index, error)`` is called for each leg that fails the write (md: super_written calls
-        md_error); MetadataLost is raised when no leg took it.
+        ``follow(superblock)`` is called with what was read, before ``change``: others may have changed it meanwhile.
+        Returns the superblock and whether it was written. A change that leaves it as it is writes nothing, unless a leg
+        lacks what the others have, because a node died between two legs: that is completed. The leg ``without`` is left
+        as it is: the change says that it is faulty (md writes no faulty device). A leg whose superblock cannot be read
+        is written too, with what was known of it. ``on_write_failed(index, error)`` is called for each leg that fails
+        the write (md: super_written calls md_error); MetadataLost is raised when no leg took it.
         """
-        found, problems = await self._read_all()
+        found, problems = await self._read(self._legs)
         current = self._freshest(found, problems)
+        follow(current)
         changed = change(current)
         if changed == current and not self._is_behind(current, found, without):
-            return current
+            return current, False
         changed = dataclasses.replace(changed, events=current.events + 1, utime=self._wall_time())
-        problems = []
-        written = 0
-        for leg in self._legs:
-            if leg.index == without:
-                continue
-            own = for_leg(changed, self._own[leg.index])
-            try:
-                await self._port.leg_write(leg.index, SUPER_OFFSET_BYTES, own.encode())
-            except OSError as e:
-                problems.append(f"{leg.path}: {e.strerror}")
-                self._on_write_failed(leg.index, e)
-            else:
-                self._own[leg.index] = own
-                written += 1
-        if not written:
-            raise MetadataLost(events=changed.events, reason="; ".join(problems))
+        await self._write(changed, [leg for leg in self._legs if leg.index != without])
         self.superblock = changed
-        return changed
+        return changed, True
+
+    async def _write(self, superblock: Superblock, legs: Sequence[MetadataLeg]) -> None:
+        own = [for_leg(superblock, self._own[leg.index]) for leg in legs]
+        errors = await self._port.leg_writes(
+            [(leg.index, SUPER_OFFSET_BYTES, one.encode()) for leg, one in zip(legs, own, strict=True)]
+        )
+        problems = []
+        for leg, one, error in zip(legs, own, errors, strict=True):
+            if error is None:
+                self._own[leg.index] = one
+            else:
+                problems.append(f"{leg.path}: {error.strerror}")
+                self._on_write_failed(leg.index, error)
+        if len(problems) == len(legs):
+            raise MetadataLost(events=superblock.events, reason="; ".join(problems))
 
     def _is_behind(self, current: Superblock, found: dict[int, Superblock], without: int | None) -> bool:
         return any(
@@ -137,13 +148,15 @@ class Metadata:
         self.superblock = max(found.values(), key=lambda superblock: superblock.events)
         return self.superblock
 
-    async def _read_all(self) -> tuple[dict[int, Superblock], list[str]]:
+    async def _read(self, legs: Sequence[MetadataLeg]) -> tuple[dict[int, Superblock], list[str]]:
         found = {}
         problems = []
-        for leg in self._legs:
+        data = await self._port.leg_reads([leg.index for leg in legs], SUPER_OFFSET_BYTES, SUPER_BYTES)
+        for leg, one in zip(legs, data, strict=True):
             try:
-                data = await self._port.leg_read(leg.index, SUPER_OFFSET_BYTES, SUPER_BYTES)
-                self._own[leg.index] = found[leg.index] = Superblock.decode(data, path=leg.path)
+                if isinstance(one, OSError):
+                    raise one
+                self._own[leg.index] = found[leg.index] = Superblock.decode(one, path=leg.path)
             except OSError as e:
                 problems.append(f"{leg.path}: {e.strerror}")
             except ImageError as e:

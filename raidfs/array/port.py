@@ -7,7 +7,7 @@ when the engine has something: a backend's eventfd in production, the stepper in
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from raidfs._core import BYTES_MAX, Engine, EventKind
@@ -39,9 +39,14 @@ class EnginePort:
             for event in self.engine.events():
                 self.on_event(*event)
 
+    def _expect(self, tag: int) -> Future[Any]:
+        future: Future[Any] = self._runtime.future()
+        self._waiting[tag] = future
+        return future
+
     async def _reply(self, tag: int, what: str) -> tuple[int, bytes | None]:
         # The request goes on to its end when the waiting task is cancelled; only its reply is dropped.
-        future = self._waiting[tag] = self._runtime.future()
+        future = self._expect(tag)
         try:
             result, data = await future.wait(what=what)
         finally:
@@ -93,12 +98,32 @@ class EnginePort:
         """Do one round of the lazy clearing of bits and write the bitmap pages that are due."""
         await self._reply(self.engine.submit_sweep(), "a sweep of the bitmap")
 
+    async def leg_reads(self, legs: Sequence[int], offset: int, length: int) -> list[bytes | OSError]:
+        """Read the same place of several legs' images at once; an error stands in the place of its bytes."""
+        tags = [self.engine.submit_leg_read(leg, offset, length) for leg in legs]
+        found = await self._replies(tags, "metadata of all legs")
+        return [e if isinstance(e, OSError) else (e[1] or b"") for e in found]
+
+    async def leg_writes(self, writes: Sequence[tuple[int, int, bytes]]) -> list[OSError | None]:
+        """Write to several legs at once (leg, offset, data), durable on return; an error for each that failed."""
+        tags = [self.engine.submit_leg_write(leg, offset, data) for leg, offset, data in writes]
+        found = await self._replies(tags, "metadata of all legs to be durable")
+        return [e if isinstance(e, OSError) else None for e in found]
+
+    async def _replies(self, tags: Sequence[int], what: str) -> list[tuple[int, bytes | None] | OSError]:
+        futures = [self._expect(tag) for tag in tags]
+        replies: list[tuple[int, bytes | None] | OSError] = []
+        try:
+            for future in futures:
+                result, data = await future.wait(what=what)
+                replies.append((result, data) if result >= 0 else OSError(-result, os.strerror(-result)))
+        finally:
+            for tag in tags:
+                self._waiting.pop(tag, None)
+        return replies
+
     async def leg_read(self, leg: int, offset: int, length: int) -> bytes:
         """Return exactly ``length`` bytes of one leg's image."""
         _, data = await self._reply(self.engine.submit_leg_read(leg, offset, length), f"metadata of leg {leg}")
         assert data is not None
         return data
-
-    async def leg_write(self, leg: int, offset: int, data: bytes) -> None:
-        """Write to one leg's image; it is durable on return."""
-        await self._reply(self.engine.submit_leg_write(leg, offset, data), f"metadata of leg {leg} to be durable")

@@ -197,7 +197,8 @@ class Receiver:
 
     async def process_metadata_updated(self, message: Message) -> Result:
         """Reload the superblock before acknowledging: the seed (md: process_metadata_update)."""
-        await self.channel.no_new_dev.convert(Mode.CR)
+        if self.channel.no_new_dev.mode is not Mode.CR:
+            await self.channel.no_new_dev.convert(Mode.CR)
         return await self._reload(message.raid_slot, message.low)
 
     async def _reload(self, raid_slot: int | None, events: int) -> Result:
