@@ -75,8 +75,8 @@ def _print_result(result: Result, seconds: float) -> None:
         f"{counts['start']} runs of nodes: {counts['joined']} joined, {counts['left']} left, {counts['crash']} crashed"
     )
     print(
-        f"{counts['stop-request']} stop requests, {counts['pause']} pauses, {counts['power-loss']} disks lost power, "
-        f"{counts['error']} requests failed"
+        f"{counts['stop-request']} stop requests, {counts['pause']} pauses, {counts['locks-lost']} lost the locks, "
+        f"{counts['power-loss']} disks lost power, {counts['error']} requests failed"
     )
     print(f"{counts['written']} writes, {counts['read']} reads, {counts['flushed']} flushes acknowledged")
     print(

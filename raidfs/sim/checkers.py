@@ -21,6 +21,7 @@ from raidfs.lock.api import Mode
 from raidfs.node import Node
 from raidfs.sim.disks import SimDisk
 from raidfs.sim.host import SimHost
+from raidfs.sim.stepper import Group
 from raidfs.units import SECTOR_BYTES
 
 RULES = {
@@ -29,6 +30,7 @@ RULES = {
     "bit-before-data": "a chunk's bit is durable on every good leg before data of the chunk is submitted (P2)",
     "resync-offset": "resync_offset is 0 on every good leg before the first data is submitted (P2)",
     "one-slot-owner": "no two nodes that are alive own one slot",
+    "write-of-a-stranger": "nothing is written by a node whose locks the lock manager has given free (P6)",
     "lock-modes": "the modes granted on a resource are compatible, so there is at most one EX",
     "register": "a read returns the newest acknowledged write, or one that is in flight (P3)",
     "sector-whole": "a sector is never a mixture of two writes",
@@ -54,7 +56,7 @@ class MetadataChecker:
             self._look(disk)
             disk.watchers.append(self._changed)
 
-    def _changed(self, disk: SimDisk, offset: int, length: int) -> None:
+    def _changed(self, disk: SimDisk, owner: Group | None, offset: int, length: int) -> None:
         if offset < SUPER_OFFSET_BYTES + SUPER_BYTES and offset + length > SUPER_OFFSET_BYTES:
             self._look(disk)
 
@@ -187,7 +189,10 @@ _BESIDE = {
 
 
 class LockChecker:
-    """A lock machine that is watched: lock-modes. ``note`` hears of each event before it is carried out."""
+    """A lock machine that is watched: lock-modes, write-of-a-stranger.
+
+    ``note`` hears of each event before it is carried out; `landed` is to be told of each write that takes place.
+    """
 
     def __init__(self, inner: LockStepper, report: Report, note: Callable[[lock_machine.Event], None]) -> None:
         self._inner = inner
@@ -195,6 +200,7 @@ class LockChecker:
         self._note = note
         self._resources: dict[tuple[int, int], str] = {}  # (member, lock)
         self._clients: dict[int, str] = {}
+        self._gone: set[str] = set()  # clients whose locks are free
         self._modes: dict[str, dict[tuple[int, int], Mode]] = {}
 
     def step(self, event: lock_machine.Event, now: float) -> list[lock_machine.Action]:
@@ -209,6 +215,7 @@ class LockChecker:
             case lock_machine.Release():
                 self._forget(event.member, event.lock)
             case lock_machine.Close() | lock_machine.Died():
+                self._gone.add(self._clients.get(event.member, ""))
                 for member, lock in list(self._resources):
                     if member == event.member:
                         self._forget(member, lock)
@@ -222,6 +229,11 @@ class LockChecker:
     def statistics(self) -> lock_machine.MachineStatistics:
         """See `raidfs.lock.machine.LockMachine.statistics`."""
         return self._inner.statistics()
+
+    def landed(self, disk: SimDisk, owner: Group | None, offset: int, length: int) -> None:
+        """See `raidfs.sim.disks.Watcher`; machines go by the same name here and there."""
+        if owner is not None and owner.name in self._gone:
+            self._report("write-of-a-stranger", f"{owner.name} writes {length} bytes at {offset} of {disk.name}")
 
     def words(self, event: lock_machine.Event) -> str:
         """Return what a client asks, for a trace: who, what, of which resource and to which mode."""

@@ -65,6 +65,7 @@ class Run:
         self.faults = list(life.faults)
         self.stop = False
         self.stop_scope: SimCancelScope | None = None  # of the users' tasks, while there are any
+        self.lost = False  # its lock manager: requests fail
         self.ended = False
 
 
@@ -94,6 +95,8 @@ class Cluster:
         self.register = RegisterChecker(SECTORS, self.report)
         self.lock_checker = LockChecker(self.locks._machine, self.report, self._count_message)
         self.locks._machine = self.lock_checker  # type: ignore[assignment]
+        for disk in self.storage.disks:
+            disk.watchers.append(self.lock_checker.landed)
 
     def run(self) -> Outcome:
         """Carry the plan out and return what came of it."""
@@ -199,8 +202,17 @@ class Cluster:
                 run.stop = True
                 if run.stop_scope is not None:
                     run.stop_scope.cancel()
+            case FaultKind.LOSE_LOCKS:
+                self._lose_locks(run)
             case FaultKind.PAUSE:
                 self._pause(run, fault)
+
+    def _lose_locks(self, run: Run) -> None:
+        self.note(run.name, "locks-lost")
+        run.lost = True
+        self.slots.left(run.name)
+        self.channels.left(run.name)
+        run.host.lose_locks("the simulation took it away")
 
     def _pause(self, run: Run, fault: Fault) -> None:
         group = run.host.group
@@ -261,8 +273,9 @@ class Cluster:
             slot = node.membership.slot
             assert slot is not None
             run.host.slot = slot
-            self.slots.joined(slot, run.name)
-            self.channels.serves(run.name, node)
+            if not run.lost:
+                self.slots.joined(slot, run.name)
+                self.channels.serves(run.name, node)
             self.note(run.name, "joined", f"slot {slot}")
             async with runtime.open_nursery() as nursery:
                 run.stop_scope = nursery.cancel_scope
@@ -283,7 +296,7 @@ class Cluster:
             self.note(run.name, "left")
         else:
             self.note(run.name, "failed", *_errors(e))
-            if not (self.plan.has_disk_errors and _is_expected(e)):
+            if not ((self.plan.has_disk_errors or run.lost) and _is_expected(e)):
                 self.report("node-error", f"{run.name}: " + "".join(traceback.format_exception(e)))
         # Whatever it left half done is over with its process.
         self.stepper.crash(run.host.group)
@@ -300,7 +313,11 @@ class Cluster:
                 await self._request(run, node, op)
             except (OSError, RaidfsError) as e:
                 self.note(run.name, "error", op.kind.value, op.sector, op.sectors, e)
-                if not (self.plan.has_disk_errors or (isinstance(e, LastLeg | NoSuchLeg) and self.plan.fails_legs)):
+                if not (
+                    self.plan.has_disk_errors
+                    or run.lost
+                    or (isinstance(e, LastLeg | NoSuchLeg) and self.plan.fails_legs)
+                ):
                     self.report("node-error", f"{run.name}: {op.kind.value} returned {e}")
             finally:
                 expected.cancel()
@@ -316,11 +333,11 @@ class Cluster:
         elif op.kind == OpKind.TOUCH:
             await node.mddev.touch()
             self.note(run.name, "touched", f"events {node.array.superblock.events}")
-            self.channels.updated(run.name)
+            self._updated(run)
         elif op.kind == OpKind.FAIL:
             await node.mddev.fail(self.storage.disks[op.leg].name)
             self.note(run.name, "leg-failed", f"disk{op.leg}", f"events {node.array.superblock.events}")
-            self.channels.updated(run.name)
+            self._updated(run)
         elif op.kind == OpKind.FLUSH:
             flushed = self.register.begin_flush(run.machine)
             await volume.flush()
@@ -336,6 +353,10 @@ class Cluster:
             self.register.end_write(written, durable=durable)
             if durable:
                 self._promised()
+
+    def _updated(self, run: Run) -> None:
+        if not run.lost:
+            self.channels.updated(run.name)
 
     # A node has said that something is durable.
     def _promised(self) -> None:

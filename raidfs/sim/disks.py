@@ -30,8 +30,10 @@ LATENCY_S_MAX = 0.001
 SLOW_CHANCE = 0.02
 SLOW_FACTOR = 100
 
+LATE_S_MAX = 1.5  # how long after its machine's death a write may still take place, if nothing fences it before
+
 Done = Callable[[int, bytes | None], None]
-Watcher = Callable[["SimDisk", int, int], None]
+Watcher = Callable[["SimDisk", Group | None, int, int], None]
 
 
 @dataclasses.dataclass(eq=False)
@@ -39,7 +41,7 @@ class DiskOp:
     """An operation in flight. ``owner`` is the machine run that submitted it, ``done(result, data)`` tells it the end.
 
     ``offset`` and ``length`` are bytes and multiples of 512. ``sectors`` tells, once the owner is dead, which of the
-    write's sectors still take place.
+    write's sectors still take place, and ``not_before`` when.
     """
 
     owner: Group
@@ -50,14 +52,15 @@ class DiskOp:
     done: Done
     sequence: int = 0
     sectors: frozenset[int] | None = None
+    not_before: float = 0.0
 
 
 class SimDisk:
     """One disk of ``size_bytes``; ``content`` is what reads see, ``durable`` what a power loss leaves for certain.
 
     ``fail_write`` holds numbers of writes and flushes (counted from 0 over the disk's life) that end with EIO and
-    take place in part; ``fail_read`` the same for reads. ``watchers`` are called with the disk, offset and
-    length after each change of ``content``.
+    take place in part; ``fail_read`` the same for reads. ``watchers`` are called after each change of
+    ``content`` with the disk, whose write it was (None: nobody's), offset and length.
     """
 
     def __init__(self, name: str, size_bytes: int, stepper: Stepper, group: Group, rng: Random, trace: Trace) -> None:
@@ -111,6 +114,8 @@ class SimDisk:
                 op.sectors = frozenset(sectors)
             else:
                 op.sectors = frozenset(sector for sector in sectors if self._rng.random() < 0.5)
+            if self._rng.random() < 0.5:
+                op.not_before = self._stepper.now + self._rng.random() * LATE_S_MAX
 
     def fence(self, owner: Group) -> None:
         """Nothing of the owner's takes place from here on."""
@@ -136,10 +141,14 @@ class SimDisk:
         self._cache.clear()
         self.content[:] = self.durable
         self._trace.event(self._stepper.now, self.name, "power-loss")
-        self._changed(0, self.size_bytes)
+        self._changed(None, 0, self.size_bytes)
 
     def _carry_out(self, op: DiskOp) -> None:
         if op not in self.in_flight:
+            return
+        if self._stepper.now < op.not_before:
+            delay_s = op.not_before - self._stepper.now
+            self._stepper.later(self._group, self.name, delay_s, lambda: self._carry_out(op))
             return
         del self.in_flight[op]
         result, data = self._effect(op)
@@ -163,7 +172,7 @@ class SimDisk:
             return 0, None
         assert op.data is not None
         for start, end in self._runs(op, failed):
-            self._write(op.offset + start, op.data[start:end], durable=op.kind == OpKind.WRITE_DURABLE)
+            self._write(op.owner, op.offset + start, op.data[start:end], durable=op.kind == OpKind.WRITE_DURABLE)
         return (-errno.EIO, None) if failed else (op.length, None)
 
     # The parts of a write that take place, as ranges of bytes in it.
@@ -175,7 +184,7 @@ class SimDisk:
             return [(0, op.length)]
         return [(sector * SECTOR_BYTES, (sector + 1) * SECTOR_BYTES) for sector in sorted(sectors)]
 
-    def _write(self, offset: int, data: bytes, *, durable: bool) -> None:
+    def _write(self, owner: Group, offset: int, data: bytes, *, durable: bool) -> None:
         end = offset + len(data)
         if durable:
             for sector in range(offset // SECTOR_BYTES, end // SECTOR_BYTES):
@@ -185,7 +194,7 @@ class SimDisk:
             self._sequence += 1
             self._cache_write(offset, data)
         self.content[offset:end] = data
-        self._changed(offset, len(data))
+        self._changed(owner, offset, len(data))
 
     def _cache_write(self, offset: int, data: bytes) -> None:
         for at in range(0, len(data), SECTOR_BYTES):
@@ -203,9 +212,9 @@ class SimDisk:
                 if not versions:
                     del self._cache[sector]
 
-    def _changed(self, offset: int, length: int) -> None:
+    def _changed(self, owner: Group | None, offset: int, length: int) -> None:
         for watcher in self.watchers:
-            watcher(self, offset, length)
+            watcher(self, owner, offset, length)
 
     def _note(self, kind: str, op: DiskOp) -> None:
         self._trace.event(

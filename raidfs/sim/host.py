@@ -171,9 +171,14 @@ class SimHost:
             self._client.kill()
 
     def lose_locks(self, reason: str) -> None:
-        """Let this machine lose its lock manager, as one that was silent for too long."""
-        if self._client is not None:
-            self._client.hub.lose(reason)
+        """Let this machine lose its lock manager; what it holds stays held until its run has ended.
+
+        So does the embedded server with a client that hangs up without a word: its process may still write.
+        """
+        client = self._client
+        if client is not None:
+            client.close = lambda: None  # type: ignore[method-assign]
+            client.hub.lose(reason)
 
     async def _opened(self, paths: Sequence[str]) -> list[SimImage]:
         images = []

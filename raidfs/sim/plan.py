@@ -36,6 +36,7 @@ class FaultKind(enum.Enum):
 
     CRASH = "crash"
     STOP = "stop"  # a request to leave, in the middle of everything
+    LOSE_LOCKS = "lose-locks"  # the lock manager is out of reach: the node must serve nothing any more
     PAUSE = "pause"  # the process does not run for a while; storage and lock manager do
 
 
@@ -158,6 +159,8 @@ def _life(rng: Random, machine: int, machines: int, granule: int, mix: _Mix) -> 
         faults.append(Fault(FaultKind.STOP, _step(rng)))
     if rng.random() < 0.15:
         faults.append(Fault(FaultKind.PAUSE, _step(rng), round(rng.uniform(0.001, 20.0), 3)))
+    if rng.random() < 0.07:
+        faults.append(Fault(FaultKind.LOSE_LOCKS, _step(rng)))
     start = rng.choice((0.0, 0.0, round(rng.uniform(0.0, 3.0), 3)))
     return Life(start, workers, tuple(sorted(faults, key=lambda fault: fault.at_step)))
 

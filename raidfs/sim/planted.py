@@ -265,6 +265,13 @@ def _left_with_locks() -> Iterator[None]:
         yield
 
 
+@plant("not-fenced", "write-of-a-stranger", "node-error", "events-grow", "register", "legs-equal")
+def _not_fenced() -> Iterator[None]:
+    """The locks of a dead machine are freed before its last writes have ended."""
+    with patch.object(SimDisk, "fence", lambda disk, owner: None):
+        yield
+
+
 @plant("joins-overlap", "lock-modes", "one-slot-owner", "stall", "node-error", "applied-before-acked", "events-grow")
 def _joins_overlap() -> Iterator[None]:
     """A node joins without the token."""

@@ -88,3 +88,11 @@ def test_a_member_that_leaves_while_another_joins_or_sends_is_no_stranger() -> N
     for start in range(8):
         lives = tuple((user(TOUCH, TOUCH, start_after_s=0.002 * start * number),) for number in range(3))
         assert broken_in(Plan("", lives), 12) == []
+
+
+@pytest.mark.slow
+def test_two_users_of_a_node_that_loses_the_lock_manager_both_get_an_error() -> None:
+    for step in range(120, 320, 5):
+        lost = (Fault(FaultKind.LOSE_LOCKS, step),)
+        plan = Plan("", ((Life(0.0, ((TOUCH, TOUCH), (TOUCH, TOUCH)), lost),),))
+        assert broken_in(plan, 4) == []
