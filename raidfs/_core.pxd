@@ -224,6 +224,8 @@ cdef struct EngineState:
     unsigned char *image         # as it shall be
     unsigned char *durable       # as it is on all good legs, whatever happens
     uint16_t *counters
+    unsigned char *doubt         # chunks in which other nodes' bits say that legs may differ
+    bint doubtful                # whether there is one
     # leg operations that nobody has taken yet
     LegOp *ops_head
     LegOp *ops_tail

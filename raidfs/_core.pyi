@@ -110,6 +110,13 @@ class Engine:
     def import_bits(self, bitmap: bytes, *, in_sync_below: int = 0) -> int:
         """Add the bits of another slot to the own one; a sweep makes them durable. Returns how many were set there."""
 
+    def read_first_where(self, bitmap: bytes) -> None:
+        """Read the chunks whose bits are set in ``bitmap`` from the first leg only; replaces what was said before.
+
+        Their legs may differ; reading one of them gives the same on every node (md: choose_first). ``bitmap`` is laid
+        out as a slot.
+        """
+
     def submit_read(self, offset: int, length: int) -> int:
         """Read [offset, offset + length) of the array; the reply's data is short at the end of the array."""
 

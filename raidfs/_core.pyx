@@ -38,8 +38,8 @@ cdef extern from * nogil:
 include "core/memory.pxi"
 include "core/queues.pxi"
 include "core/ranges.pxi"
-include "core/legs.pxi"
 include "core/bitmap.pxi"
+include "core/legs.pxi"
 include "core/requests.pxi"
 
 BYTES_MAX = REQUEST_BYTES_MAX
@@ -121,6 +121,7 @@ cdef class Engine:
         free(self.e.image)
         free(self.e.durable)
         free(self.e.counters)
+        free(self.e.doubt)
 
     # ---- what control publishes ----------------------------------------------------------------------------------
 
@@ -170,7 +171,8 @@ cdef class Engine:
         e.pages_count = <uint32_t> (bitmap_bytes // PAGE_BYTES)
         e.pages = <Page *> calloc(e.pages_count, sizeof(Page))
         e.counters = <uint16_t *> calloc(e.chunks, sizeof(uint16_t))
-        if e.pages == NULL or e.counters == NULL:
+        e.doubt = <unsigned char *> calloc(1, bitmap_bytes)
+        if e.pages == NULL or e.counters == NULL or e.doubt == NULL:
             raise MemoryError
         if posix_memalign(<void **> &e.image, PAGE_BYTES, bitmap_bytes):
             raise MemoryError
@@ -296,6 +298,24 @@ cdef class Engine:
                 bitmap_set_memory_bits(e, chunk, (chunk + 1) << e.chunk_shift > clean_below)
             pthread_mutex_unlock(&e.mutex)
         return found
+
+    def read_first_where(self, bitmap):
+        """Read the chunks whose bits are set in `bitmap` from the first leg only; replaces what was said before."""
+        cdef EngineState *e = self.e
+        cdef const unsigned char *bits = bitmap
+        cdef uint64_t chunk
+        if <uint64_t> len(bitmap) < BITS_START + (e.chunks + 7) // 8:
+            raise ValueError("the other slot is too small for the array")
+        with nogil:
+            pthread_mutex_lock(&e.mutex)
+            e.doubtful = False
+            for chunk in range(e.chunks):
+                if bit_test(bits, chunk):
+                    bit_set(e.doubt, chunk)
+                    e.doubtful = True
+                else:
+                    bit_clear(e.doubt, chunk)
+            pthread_mutex_unlock(&e.mutex)
 
     # ---- requests ------------------------------------------------------------------------------------------------
 

@@ -232,6 +232,7 @@ class Mddev:
                 log.warning("slot %d has gone while it resynced; its range is open again", slot)
                 self._lift()
             await self.update_sb()
+            await self.array.distrust_slot(slot)
         finally:
             self.reconfig_mutex.unlock()
 

@@ -121,6 +121,7 @@ class Node:
             await self.runtime.sleep(self.array.assembly.bitmap.daemon_sleep_s, what="the next sweep of the bitmap")
             try:
                 await self.array.port.sweep()
+                await self.array.review_doubt()
             except OSError as e:
                 log.warning("the bitmap was not written: %s", e.strerror)
 
@@ -284,9 +285,11 @@ async def _load(array: Array, membership: Membership) -> None:
         if slot == membership.slot:
             continue
         async with membership.idle_slot(slot) as idle:
-            if idle:
+            if not idle:
+                await array.distrust_slot(slot)
+            else:
                 found = array.import_slot(await array.read_slot(slot))
-                if found:
+                if found and not array.read_only:
                     log.info("slot %d, whose node does not run, has %d dirty chunks: taken over", slot, found)
     if not array.read_only:
         await array.make_active()

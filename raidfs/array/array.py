@@ -89,6 +89,7 @@ class Array:
         )
         self.size_bytes = _served_bytes(assembly, images, self.block_bytes)
         self.slot: int | None = None
+        self._doubt: dict[int, int] = {}  # by slot: the bits of chunks that are read from the first leg only
         self.failed: list[tuple[int, int]] = []  # (leg, errno) that the engine reported and nobody has answered
         self.failures = runtime.wait_queue()
 
@@ -146,6 +147,31 @@ class Array:
         """
         other = BitmapSuperblock.decode(data, path=self.legs[0].path, slot=-1)
         return self.port.engine.import_bits(data, in_sync_below=self._in_sync_below(other))
+
+    async def distrust_slot(self, slot: int) -> None:
+        """Read the dirty chunks of another node's slot from the first leg only: a write may have reached only some.
+
+        Chunks that the other node merely was writing to are included, since its bits do not tell the difference; see
+        `review_doubt`.
+        """
+        self._doubt[slot] = int.from_bytes(await self.read_slot(slot), "little") >> 8 * BITMAP_SUPER_BYTES
+        self._publish_doubt()
+
+    async def review_doubt(self) -> None:
+        """Trust chunks again whose bits have been cleared on disk meanwhile: all legs agree there then."""
+        for slot, doubted in list(self._doubt.items()):
+            still = doubted & int.from_bytes(await self.read_slot(slot), "little") >> 8 * BITMAP_SUPER_BYTES
+            if still != doubted:
+                self._doubt[slot] = still
+                self._publish_doubt()
+
+    def _publish_doubt(self) -> None:
+        self._doubt = {slot: doubted for slot, doubted in self._doubt.items() if doubted}
+        together = 0
+        for doubted in self._doubt.values():
+            together |= doubted
+        size = self.layout.slot_bytes
+        self.port.engine.read_first_where((together << 8 * BITMAP_SUPER_BYTES).to_bytes(size, "little"))
 
     def _in_sync_below(self, bitmap: BitmapSuperblock) -> int:
         # md_bitmap_init_from_disk: a set bit below resync_offset needs no resync, unless the array is degraded and the

@@ -54,11 +54,22 @@ cdef void legs_unblocked(EngineState *e) noexcept nogil:
         wake_all(e, &e.blocked_queue)
 
 
+cdef bint legs_may_differ(EngineState *e, uint64_t start, uint64_t end) noexcept nogil:
+    cdef uint64_t chunk
+    if not e.needed and not e.doubtful:
+        return False
+    for chunk in range(start >> e.chunk_shift, min((end - 1) >> e.chunk_shift, e.chunks - 1) + 1):
+        if e.counters[chunk] & NEEDED or (e.doubtful and bit_test(e.doubt, chunk)):
+            return True
+    return False
+
+
 cdef int read_leg(EngineState *e, uint64_t start, uint64_t end, uint32_t tried) noexcept nogil:
     """Return the leg to read [start, end) of the array from, or -1.
 
-    In a suspended range the first one, so that all nodes read the same; else the one where a stream goes on; else
-    the one with the fewest reads in flight, in turn.
+    Where legs may differ the first one, so that every read on every node gives the same (md: choose_first): in a
+    suspended range, in chunks that need a resync, and where another node may have left such chunks. Else the leg
+    where a stream goes on; else the one with the fewest reads in flight, in turn.
     """
     cdef uint32_t candidates = e.in_sync & ~tried
     cdef uint32_t leg
@@ -66,7 +77,7 @@ cdef int read_leg(EngineState *e, uint64_t start, uint64_t end, uint32_t tried) 
     cdef int best = -1
     if not candidates:
         return -1
-    if start < e.suspend_end and end > e.suspend_start:
+    if (start < e.suspend_end and end > e.suspend_start) or legs_may_differ(e, start, end):
         for leg in range(e.legs_count):
             if candidates & (<uint32_t> 1 << leg):
                 return <int> leg

@@ -7,7 +7,7 @@ from collections import Counter
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.engine_twin import BITS_START, PAGE, TwinEngine, TwinOp
+from support.engine_twin import BITS_START, NEEDED, PAGE, TwinEngine, TwinOp
 
 from raidfs._core import Engine, EventKind, LegState, OpKind
 from raidfs.sim.legs import PendingOp, SimulatedLegs
@@ -120,7 +120,9 @@ class Pair:
         candidates = self.twin.in_sync - twin_op.tried
         assert op.leg in candidates
         start, end = self.twin.suspended
-        if twin_op.offset < end and twin_op.offset + twin_op.length > start:
+        first, last = twin_op.offset // self.chunk, (twin_op.offset + twin_op.length - 1) // self.chunk
+        needed = any(self.twin.counter(chunk) & NEEDED for chunk in range(first, min(last, self.twin.chunks - 1) + 1))
+        if needed or (twin_op.offset < end and twin_op.offset + twin_op.length > start):
             assert op.leg == min(candidates)
 
     def check_bits_are_on_all_good_legs(self, op: PendingOp) -> None:

@@ -188,6 +188,25 @@ def test_reads_are_spread_over_the_legs_and_a_stream_stays_on_one() -> None:
         s.settle()
 
 
+def test_chunks_that_need_a_resync_and_doubted_ones_are_read_from_the_first_leg() -> None:
+    s = SteppedEngine(dirty=(0,))
+    doubt = bytearray(4096)
+    doubt[256] = 0b10
+    s.engine.read_first_where(bytes(doubt))
+    for chunk in (0, 0, 1, 1):
+        s.engine.submit_read(chunk * 4096, 512)
+    assert {op.leg for op in s.pending(OpKind.READ)} == {0}
+    s.settle()
+    for _ in range(4):
+        s.engine.submit_read(4096 - 512, 1024)
+    assert {op.leg for op in s.pending(OpKind.READ)} == {0}
+    s.settle()
+    s.engine.read_first_where(bytes(4096))
+    for _ in range(4):
+        s.engine.submit_read(4096, 512)
+    assert {op.leg for op in s.pending(OpKind.READ)} == {0, 1}
+
+
 @pytest.mark.slow
 def test_the_write_after_16381_in_one_chunk_waits_until_one_has_ended() -> None:
     s = SteppedEngine(size=16 << 20, chunk=16 << 20, dirty=(0,))
