@@ -124,7 +124,8 @@ def plan_text(plan: Plan) -> str:
     lines += [f"  disk{disk}: read number {nth} fails" for disk, nth in plan.fail_reads]
     for machine, lives in enumerate(plan.machines):
         for number, life in enumerate(lives):
-            lines.append(f"  m{machine}.{number} starts after {life.start_after_s} s{_faults_text(life)}")
+            without = f" without disk{life.missing_leg}" if life.missing_leg is not None else ""
+            lines.append(f"  m{machine}.{number} starts{without} after {life.start_after_s} s{_faults_text(life)}")
             lines += [f"    user: {', '.join(_op_text(op) for op in ops) or 'nothing'}" for ops in life.workers]
     return "\n".join(lines)
 

@@ -264,9 +264,8 @@ class Cluster:
 
     async def _node(self, run: Run) -> None:
         runtime = SimRuntime(self.stepper, run.host.group)
-        options = NodeOptions(
-            images=tuple(disk.name for disk in self.storage.disks), client_name=run.name, lock="simulated", run=True
-        )
+        disks = [disk.name for number, disk in enumerate(self.storage.disks) if number != run.life.missing_leg]
+        options = NodeOptions(images=tuple(disks), client_name=run.name, lock="simulated", run=True)
         joining = self._expect(run, "to join")
         async with open_node(runtime, options, run.host) as node:
             joining.cancel()

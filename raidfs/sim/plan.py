@@ -62,11 +62,15 @@ class Fault:
 
 @dataclasses.dataclass(frozen=True)
 class Life:
-    """One run of a machine: from join to leave or death. Each of the workers does its operations one by one."""
+    """One run of a machine: from join to leave or death. Each of the workers does its operations one by one.
+
+    ``missing_leg`` is a disk that this run of the machine does not see, and starts without (``--run``).
+    """
 
     start_after_s: float
     workers: tuple[tuple[Op, ...], ...]
     faults: tuple[Fault, ...] = ()
+    missing_leg: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -80,6 +80,8 @@ def _smaller_lives(life: Life) -> Iterator[Life]:
     for number, ops in enumerate(life.workers):
         for op in range(len(ops)):
             yield replace(life, workers=_put(life.workers, number, _without(ops, op)))
+    if life.missing_leg is not None:
+        yield replace(life, missing_leg=None)
     if life.start_after_s:
         yield replace(life, start_after_s=0.0)
 

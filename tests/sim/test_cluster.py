@@ -52,6 +52,7 @@ def test_a_node_writes_reads_and_leaves_and_its_neighbour_reads_what_it_wrote() 
 
 
 @pytest.mark.slow
+@pytest.mark.xfail(strict=True, reason="what test_found.py expects to be broken")
 def test_a_campaign_breaks_no_rule() -> None:
     result = run_campaign(seeds_of(1, 600))
     assert result.failures == ()
