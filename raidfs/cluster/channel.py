@@ -287,15 +287,21 @@ class Channel:
         """
         if self.set_holding_mutex():
             log.warning("HOLDING_MUTEX_FOR_RECVD was set already")
+        adopted = False
+
+        def free_or_handed_over() -> bool:
+            nonlocal adopted
+            if not self._test_and_set(State.SEND_LOCK):
+                return True
+            adopted = self._test_and_clear(State.SEND_LOCKED_ALREADY)
+            return adopted
+
         try:
-            await self.wait.wait_event(self._free_or_handed_over, what="SEND_LOCK of this node")
-            if self.token.mode is not Mode.EX:
+            await self.wait.wait_event(free_or_handed_over, what="SEND_LOCK of this node")
+            if not adopted:
                 await self._token_or_give_up()
         finally:
             self.state.discard(State.HOLDING_MUTEX_FOR_RECVD)
-
-    def _free_or_handed_over(self) -> bool:
-        return not self._test_and_set(State.SEND_LOCK) or self._test_and_clear(State.SEND_LOCKED_ALREADY)
 
     async def metadata_update_finish(self, message: Message) -> None:
         """Announce the update under the token that `metadata_update_start` got, and give it back."""
