@@ -21,7 +21,7 @@ that uses the C face (``_core.pxd``) or taken and completed one by one from Pyth
 import enum
 
 from libc.errno cimport EINVAL, EIO, ENOMEM, ENOSPC, ENXIO, EROFS
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 

@@ -607,6 +607,22 @@ class CannotFollow(NodeError):
     template = "this node cannot follow the metadata: {reason}; unmount and mount again"
 
 
+class NodeFenced(NodeError):
+    """A command reaches a node that serves nothing any more."""
+
+    template = "this node has lost its membership and serves nothing any more; unmount and mount again"
+
+
+class LegInUseElsewhere(NodeError):
+    """A leg that this node does not have and that other nodes read and write."""
+
+    template = (
+        "leg {role} is in use by other nodes of the array, so this node cannot leave it out; give its image too, "
+        "or make it faulty there first (`raidfs fail`)"
+    )
+    errno = _errno.EBUSY
+
+
 class LegNotWritable(NodeError):
     """A leg whose superblock cannot be written when a node joins."""
 

@@ -22,7 +22,14 @@ from raidfs.array.array import Array, ArrayLeg
 from raidfs.cluster.channel import Channel
 from raidfs.cluster.messages import Message, MessageType, Result
 from raidfs.cluster.mutex import ReconfigMutex
-from raidfs.errors import CannotFollow, LastLeg, MessageNotAcknowledged, MessageRefused, MetadataLost
+from raidfs.errors import (
+    CannotFollow,
+    LastLeg,
+    MessageNotAcknowledged,
+    MessageRefused,
+    MetadataLost,
+    NodeFenced,
+)
 from raidfs.format.superblock import ROLE_FAULTY, Superblock
 from raidfs.units import SECTOR_BYTES
 
@@ -61,6 +68,8 @@ class Mddev:
         array = self.array
         await self._channel.metadata_update_start()
         try:
+            if array.fenced:
+                raise NodeFenced()
             superblock, written = await array.metadata.update(
                 change or _unchanged, without=without, follow=self._must_follow
             )
@@ -79,7 +88,7 @@ class Mddev:
             slot=self._channel.slot,
             low=superblock.events,
             high=superblock.size_sectors,
-            raid_slot=array.good_number(),
+            raid_slot=self._number_to_read(superblock),
         )
         try:
             await self._channel.metadata_update_finish(message)
@@ -91,6 +100,10 @@ class Mddev:
             raise
         self._all_followed()
         return written
+
+    def _number_to_read(self, superblock: Superblock) -> int:
+        holder = self.array.metadata.holder(superblock)
+        return self.array.good_number() if holder is None else holder
 
     def _announce_later(self) -> None:
         """Have the task for failed legs announce what this update could not: writes wait for it."""
@@ -142,7 +155,7 @@ class Mddev:
         While a member does not acknowledge, nothing may be acknowledged to users either, so it is announced again.
         """
         leg = self.array.legs[index]
-        while leg.state != LegState.FAULTY or leg in self._marked:
+        while not self.array.fenced and (leg.state != LegState.FAULTY or leg in self._marked):
             await self.reconfig_mutex.lock("a leg that failed")
             try:
                 await self._record(leg)
@@ -186,6 +199,8 @@ class Mddev:
         """See `raidfs.cluster.receiver.Mddev`; a result other than APPLIED has fenced this node."""
         try:
             superblock = await self.array.metadata.reload(raid_slot)
+            if superblock.events < events:
+                superblock = await self.array.metadata.reload()  # the leg that was named may have failed since
         except MetadataLost as e:
             log.error("%s", e)
             return self._cannot_follow(Result.UNREADABLE)

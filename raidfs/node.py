@@ -32,7 +32,7 @@ from raidfs.cluster.membership import Membership
 from raidfs.cluster.mutex import ReconfigMutex
 from raidfs.cluster.receiver import Receiver
 from raidfs.control.schema import NodeStatus
-from raidfs.errors import LockError, LockspaceLost, RaidfsError
+from raidfs.errors import LegInUseElsewhere, LockError, LockspaceLost, RaidfsError
 from raidfs.host import Host, LinuxHost
 from raidfs.lock.api import Lockspace
 from raidfs.mddev import Mddev
@@ -171,7 +171,7 @@ class Node:
         if self.lost is not None:
             return
         self.lost = reason
-        self.array.port.engine.fence(errno.EIO)
+        self.array.fence(errno.EIO)
         log.error("%s; every request fails now, unmount and mount again", reason)
 
     # ---- leaving ---------------------------------------------------------------------------------------------------
@@ -260,12 +260,22 @@ async def _claimed(
 ) -> tuple[Assembly, list[OpenImage]]:
     """Read the metadata again under the token, open the legs and take their flocks."""
     assembly = assemble(await host.candidates(options.images), run=options.run, cluster_name=options.cluster_name)
+    alone = await membership.alone()
+    if not alone:
+        _check_legs_of_others(assembly)
     paths = [leg.path for leg in (*assembly.legs, *assembly.spares)]
     images = await host.open_images(paths, options)
     for image in images:
         cleanup.callback(image.close)
-    await host.claim_images(images, alone=await membership.alone())
+    await host.claim_images(images, alone=alone)
     return assembly, images
+
+
+def _check_legs_of_others(assembly: Assembly) -> None:
+    """Refuse to leave out a leg that the nodes which run have: it would miss our writes while they read it."""
+    in_use = set(assembly.superblock.dev_roles) & set(assembly.missing_roles)
+    if in_use:
+        raise LegInUseElsewhere(role=min(in_use))
 
 
 def _attached(host: Host, array: Array, images: list[OpenImage], cleanup: contextlib.ExitStack) -> LegBackend:

@@ -20,7 +20,7 @@ from raidfs.array.port import EnginePort
 from raidfs.errors import BlockTooLarge, LegNotWritable, NoSuchLeg
 from raidfs.format.bitmap import SUPER_BYTES as BITMAP_SUPER_BYTES
 from raidfs.format.bitmap import BitmapState, BitmapSuperblock
-from raidfs.format.superblock import MAX_SECTOR, Superblock
+from raidfs.format.superblock import MAX_SECTOR, ROLE_FAULTY, Superblock
 from raidfs.runtime import Runtime
 from raidfs.units import PAGE_BYTES, SECTOR_BYTES, round_down, round_up
 
@@ -89,6 +89,7 @@ class Array:
         )
         self.size_bytes = _served_bytes(assembly, images, self.block_bytes)
         self.slot: int | None = None
+        self.fenced = False
         self._doubt: dict[int, int] = {}  # by slot: the bits of chunks that are read from the first leg only
         self.failed: list[tuple[int, int]] = []  # (leg, errno) that the engine reported and nobody has answered
         self.failures = runtime.wait_queue()
@@ -185,12 +186,20 @@ class Array:
     async def make_active(self) -> None:
         """Make ``resync_offset = 0`` durable, so that set bits count from now on (P2); needs the token.
 
-        Raises LegNotWritable: a node does not join with a leg that cannot be told.
+        Positions without a usable leg become faulty in the superblock (md: super_1_sync writes the roles of present
+        devices only): a leg that misses what is written now must not come back as good. Raises LegNotWritable: a node
+        does not join with a leg that cannot be told.
         """
-        await self.metadata.update(lambda superblock: dataclasses.replace(superblock, resync_offset_sectors=0))
+        await self.metadata.update(self._active)
         if self.failed:
             index, number = self.failed[0]
             raise LegNotWritable(path=self.legs[index].path, reason=os.strerror(number))
+
+    def _active(self, superblock: Superblock) -> Superblock:
+        for number, role in enumerate(superblock.dev_roles):
+            if role in self.assembly.missing_roles:
+                superblock = superblock.with_role(number, ROLE_FAULTY)
+        return dataclasses.replace(superblock, resync_offset_sectors=0)
 
     async def activate(self) -> None:
         """Write the own slot, so that imported bits are durable; the array may be written afterwards."""
@@ -218,7 +227,14 @@ class Array:
         self.failed.append((index, errno))
         self.failures.wake_up()
 
+    def fence(self, errno: int) -> None:
+        """Serve nothing any more: every request fails with ``errno`` and nothing more goes to a leg."""
+        self.fenced = True
+        self.port.engine.fence(errno)
+
     def _on_superblock_failed(self, index: int, error: OSError) -> None:
+        if self.fenced:
+            return  # it was the fence that refused the write, not the leg
         log.error("%s: the superblock could not be written: %s", self.legs[index].path, error.strerror)
         if self.legs[index].state in (LegState.IN_SYNC, LegState.RECOVERING):
             self.port.engine.block_leg(index)

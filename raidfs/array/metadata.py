@@ -103,17 +103,20 @@ class Metadata:
         """Apply ``change`` to the freshest superblock and write it everywhere, durably; the caller holds the token.
 
         ``follow(superblock)`` is called with what was read, before ``change``: others may have changed it meanwhile.
-        Returns the superblock and whether it was written. A change that leaves it as it is writes nothing, unless a leg
-        lacks what the others have, because a node died between two legs: that is completed. The leg ``without`` is left
-        as it is: the change says that it is faulty (md writes no faulty device). A leg whose superblock cannot be read
-        is written too, with what was known of it. ``on_write_failed(index, error)`` is called for each leg that fails
-        the write (md: super_written calls md_error); MetadataLost is raised when no leg took it.
+        Returns the superblock and whether it was changed. A leg that lacks what the others have, because a node died
+        between two legs, is brought up to them in any case. The leg ``without`` is left as it is: the change says that
+        it is faulty (md writes no faulty device). A leg whose superblock cannot be read is written too, with what was
+        known of it. ``on_write_failed(index, error)`` is called for each leg that fails a write (md: super_written
+        calls md_error); MetadataLost is raised when no leg took it.
         """
         found, problems = await self._read(self._legs)
         current = self._freshest(found, problems)
         follow(current)
         changed = change(current)
-        if changed == current and not self._is_behind(current, found, without):
+        behind = self._behind(current, found, without)
+        if behind:  # a node died between two legs; completed first, so that no leg is ever two events behind
+            await self._write(current, behind)
+        if changed == current:
             return current, False
         changed = dataclasses.replace(changed, events=current.events + 1, utime=self._wall_time())
         await self._write(changed, [leg for leg in self._legs if leg.index != without])
@@ -135,12 +138,21 @@ class Metadata:
         if len(problems) == len(legs):
             raise MetadataLost(events=superblock.events, reason="; ".join(problems))
 
-    def _is_behind(self, current: Superblock, found: dict[int, Superblock], without: int | None) -> bool:
-        return any(
-            leg.index not in found or for_leg(current, found[leg.index]) != found[leg.index]
+    def _behind(self, current: Superblock, found: dict[int, Superblock], without: int | None) -> list[MetadataLeg]:
+        return [
+            leg
             for leg in self._legs
             if leg.index != without
-        )
+            and (leg.index not in found or for_leg(current, found[leg.index]) != found[leg.index])
+        ]
+
+    def holder(self, superblock: Superblock) -> int | None:
+        """Return the device number of a leg that is known to hold this superblock."""
+        for leg in self._legs:
+            own = self._own[leg.index]
+            if own.events == superblock.events and superblock.role_of(own.dev_number) < superblock.raid_disks:
+                return own.dev_number
+        return None
 
     def _freshest(self, found: dict[int, Superblock], problems: list[str]) -> Superblock:
         if not found:

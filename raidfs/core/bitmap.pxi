@@ -191,7 +191,7 @@ cdef void page_op_done(EngineState *e, Page *page, LegOp *op, int error) noexcep
     if e.writable & ~page.ok_legs == 0:
         memcpy(e.durable + <uint64_t> page.index * PAGE_BYTES, page.snapshot, PAGE_BYTES)
         wake_all(e, &page.waiters)
-    else:                                    # the last leg refused it: who waits gets the error, the next one tries again
+    else:                                    # the last leg refused it: who waits gets the error, others try again
         page.needs_write = True
         r = queue_pop(&page.waiters)
         while r != NULL:
@@ -212,8 +212,8 @@ cdef void page_op_done(EngineState *e, Page *page, LegOp *op, int error) noexcep
 #
 # Three rounds from the last write to a clear bit on disk, as md's daemon: 2 -> 1; then, after a flush of all good legs,
 # 1 -> 0 with the bit cleared in the image; then the page is written. The flush is issued after the chunk has reached 1,
-# so it follows the chunk's last data write; a write that comes meanwhile lifts the chunk off 1 again. events_cleared goes
-# to disk in a round of its own before anything is cleared.
+# so it follows the chunk's last data write; a write that comes meanwhile lifts the chunk off 1 again. events_cleared
+# goes to disk in a round of its own before anything is cleared.
 
 cdef bint clear_allowed(EngineState *e) noexcept nogil:
     """Bits may go only while every position has every write, and events_cleared on disk says so."""

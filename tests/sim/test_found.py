@@ -99,14 +99,12 @@ def test_two_users_of_a_node_that_loses_the_lock_manager_both_get_an_error() -> 
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="a leg that is left out as out of date is still in sync in the superblock")
 def test_legs_that_two_deaths_in_a_row_left_behind_are_not_forgotten() -> None:
     for step in range(80, 180, 2):
         plan = Plan("", ((user(faults=crash_at(step)), user(faults=crash_at(step)), user(WRITE)),), legs=3)
         assert broken_in(plan, 6) == []
 
 
-@pytest.mark.xfail(strict=True, reason="a leg that is missing at the start is still in sync in the superblock")
 def test_a_leg_that_was_missing_while_others_were_written_is_not_read_when_it_is_back() -> None:
     write, read = Op(OpKind.WRITE, 9, 1), Op(OpKind.READ, 9, 1)
     lives = (user(), Life(0.0, ((write, Op(OpKind.FLUSH)),), (), missing_leg=0), user(read, read))
