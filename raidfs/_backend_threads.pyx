@@ -84,11 +84,16 @@ cdef struct Pool:                    # what the workers share; guarded by the en
     int fds[LEGS_MAX]
 
 
-cdef void pool_notify(void *context) noexcept nogil:
-    """Called by the engine, under its mutex, for each new leg operation."""
+cdef void pool_notify(void *context, uint32_t fresh) noexcept nogil:
+    """Called by the engine, without its mutex, when there are `fresh` new leg operations.
+
+    `idle` is a hint here: a worker that goes idle now looks at the queue under the mutex first, and sees them.
+    """
     cdef Pool *pool = <Pool *> context
-    if pool.idle:
+    cdef uint32_t wanted = min(fresh, pool.idle)
+    while wanted:
         pthread_cond_signal(&pool.work)
+        wanted -= 1
 
 
 cdef void pool_work(Pool *pool) noexcept nogil:

@@ -73,6 +73,7 @@ cdef enum:                       # Event.kind
     EVENTS
 
 ctypedef void (*notify_fn)(void *context) noexcept nogil
+ctypedef void (*ops_notify_fn)(void *context, uint32_t fresh) noexcept nogil
 
 cdef struct LegOp:
     int kind
@@ -231,7 +232,8 @@ cdef struct EngineState:
     LegOp *ops_tail
     uint64_t ops_queued
     uint64_t ops_taken
-    notify_fn ops_notify         # called under the mutex for each new operation; may be NULL
+    uint32_t ops_fresh           # of these, those that the backend has not been told of
+    ops_notify_fn ops_notify     # called without the mutex when there are new operations; may be NULL
     void *ops_context
     # events for control
     Event raised[LEGS_MAX][3]

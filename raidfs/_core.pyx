@@ -205,7 +205,7 @@ cdef class Engine:
             legs_derive(e)
             legs_unblocked(e)
             run(e)
-            pthread_mutex_unlock(&e.mutex)
+            engine_unlock(e)
 
     def block_leg(self, uint32_t leg):
         """Leave a leg out from now on, as if it had failed a write; answer with `leg_failure`."""
@@ -233,7 +233,7 @@ cdef class Engine:
             legs_derive(e)
             legs_unblocked(e)
             run(e)
-            pthread_mutex_unlock(&e.mutex)
+            engine_unlock(e)
 
     def suspend(self, uint64_t start, uint64_t end):
         """Publish the suspended range [start, end) in bytes; equal values lift it."""
@@ -244,7 +244,7 @@ cdef class Engine:
             e.suspend_end = end
             wake_all(e, &e.suspended)
             run(e)
-            pthread_mutex_unlock(&e.mutex)
+            engine_unlock(e)
 
     def fence(self, int errno):
         """Membership is lost: from now on every request fails with `errno` and nothing more goes to a leg."""
@@ -264,7 +264,7 @@ cdef class Engine:
             sweep_advance(e)
             fence_ops(e)
             run(e)
-            pthread_mutex_unlock(&e.mutex)
+            engine_unlock(e)
 
     def set_events(self, uint64_t events):
         """Publish the array's event count; the bitmap superblock follows with the next sweep."""

@@ -10,9 +10,9 @@ import trio
 from raidfs._backend_threads import ThreadBackend, notify_eventfd
 from raidfs.array.port import EnginePort
 
-# Legs on a disk need many operations in flight, and on two cores more threads than this only switch: measured with
-# `scripts/bench --workers`, see docs/performance.md.
-WORKERS = 16
+# Measured with `scripts/bench --workers`, see docs/performance.md: on two cores 4 and 8 did about as well as more, and
+# one operation that hangs takes one thread with it.
+WORKERS = 8
 
 
 class LegBackend(Protocol):

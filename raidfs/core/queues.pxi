@@ -65,8 +65,18 @@ cdef void op_submit(EngineState *e, LegOp *op, int kind, uint32_t leg, uint64_t 
         e.ops_tail.next = op
     e.ops_tail = op
     e.ops_queued += 1
-    if e.ops_notify != NULL:
-        e.ops_notify(e.ops_context)
+    e.ops_fresh += 1
+
+
+cdef void engine_unlock(EngineState *e) noexcept nogil:
+    """Unlock, and only then wake the backend: whom it wakes would else wait for the mutex at once."""
+    cdef uint32_t fresh = e.ops_fresh
+    cdef ops_notify_fn notify = e.ops_notify
+    cdef void *context = e.ops_context
+    e.ops_fresh = 0
+    pthread_mutex_unlock(&e.mutex)
+    if fresh and notify != NULL:
+        notify(context, fresh)
 
 
 cdef LegOp *engine_take_op_locked(EngineState *e) noexcept nogil:

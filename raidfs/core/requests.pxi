@@ -23,7 +23,7 @@ cdef void engine_submit(EngineState *e, Request *r) noexcept nogil:
     memset(r.ops, 0, sizeof(r.ops))
     admit(e, r)
     run(e)
-    pthread_mutex_unlock(&e.mutex)
+    engine_unlock(e)
 
 
 cdef void admit(EngineState *e, Request *r) noexcept nogil:
@@ -443,7 +443,7 @@ cdef void engine_complete_op(EngineState *e, LegOp *op, int64_t result) noexcept
     else:
         request_op_done(e, <Request *> op.owner, op, error)
     run(e)
-    pthread_mutex_unlock(&e.mutex)
+    engine_unlock(e)
 
 
 cdef void request_op_done(EngineState *e, Request *r, LegOp *op, int error) noexcept nogil:
