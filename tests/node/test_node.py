@@ -362,3 +362,38 @@ async def test_an_update_that_gets_no_token_writes_nothing_and_restores_everythi
             assert a.mddev.reconfig_mutex.owner is None
         await a.mddev.touch()
         assert {one.status().array.events for one in (a, b)} == {before[0].events + 1}
+
+
+async def test_a_leg_that_is_missing_at_the_start_is_faulty_before_anything_is_written(
+    images: Images, lockd: str
+) -> None:
+    async with node(Images(images.paths[1:]), lockd, run=True) as a:
+        assert images.superblocks()[1].role_of(0) == 0xFFFE
+        await a.volume.write(0, b"new" * 512, durable=False)
+    with refused(errors.LegLeftOut, path=images.paths[0]):
+        async with node(images, lockd):
+            pass
+    async with node(images, lockd, run=True) as a:
+        assert [leg.state for leg in a.status().legs] == ["missing", "in_sync", "faulty"]
+        assert await a.volume.read(0, 3) == b"new"
+
+
+async def test_a_node_without_a_leg_that_others_use_does_not_join(images: Images, lockd: str) -> None:
+    async with node(images, lockd, "a") as a:
+        with refused(errors.LegInUseElsewhere, role=1):
+            async with node(Images(images.paths[:1]), lockd, "b", run=True):
+                pass
+        await a.mddev.fail(images.paths[1])
+        async with node(Images(images.paths[:1]), lockd, "b", run=True) as b:
+            await b.volume.write(0, b"x", durable=False)
+            assert await a.volume.read(0, 1) == b"x"
+
+
+async def test_a_last_chunk_that_is_only_partly_there_ages_away_like_the_others(tmp_path: Path, lockd: str) -> None:
+    created = make_array(tmp_path, chunk_bytes=CHUNK, assume_clean=True, size_bytes=4 * MIB + 4096)
+    images = Images(tuple(image.path for image in created.images))
+    async with node(images, lockd) as a:
+        assert a.status().bitmap.bits == 65
+        assert a.status().array.sync == "idle"
+    data = Path(images.paths[0]).read_bytes()[8192 : 8192 + 4096]
+    assert count_dirty(data[256:], 65) == 0
