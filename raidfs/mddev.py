@@ -61,9 +61,8 @@ class Mddev:
         """Change the superblock for all nodes; the caller holds reconfig_mutex. Returns whether anything was written.
 
         Without ``change`` it announces what is on disk if that may be news to somebody; ``without`` is a leg that is
-        not to be written. Raises MessageRefused and
-        MessageNotAcknowledged *after* the change is durable, CannotFollow and MetadataLost before anything was written;
-        whatever is raised, the token is given back.
+        not to be written. Raises MessageRefused and MessageNotAcknowledged *after* the change is durable, NodeFenced,
+        CannotFollow and MetadataLost before anything was written; whatever is raised, the token is given back.
         """
         array = self.array
         await self._channel.metadata_update_start()
@@ -246,8 +245,8 @@ class Mddev:
             if self.suspended is not None and self.suspended[0] == slot:
                 log.warning("slot %d has gone while it resynced; its range is open again", slot)
                 self._lift()
-            await self.update_sb()
             await self.array.distrust_slot(slot)
+            await self.update_sb()
         finally:
             self.reconfig_mutex.unlock()
 

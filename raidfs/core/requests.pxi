@@ -116,8 +116,6 @@ cdef void active_add(EngineState *e, Request *r) noexcept nogil:
 
 cdef void finish(EngineState *e, Request *r, int64_t result) noexcept nogil:
     """End a read or write: free what it holds, release who waits for it, reply."""
-    cdef Request *drain
-    cdef uint32_t i
     if r.kind == REQUEST_READ:
         if result > 0:
             e.bytes_read += <uint64_t> result
@@ -135,16 +133,25 @@ cdef void finish(EngineState *e, Request *r, int64_t result) noexcept nogil:
         r.active_next.active_previous = r.active_previous
     buffer_put(e, r.bounce, r.span_end - r.span_start)
     r.bounce = NULL
-    if r.started:
-        for i in range(e.drains.count):
-            drain = queue_pop(&e.drains)
-            if r.started < drain.serial and r.span_start < drain.span_end and r.span_end > drain.span_start:
-                drain.waits_for -= 1
-            if drain.waits_for:
-                queue_push(&e.drains, drain)
-            else:
-                reply(e, drain, 0)
+    drains_release(e, r)
     reply(e, r, result)
+
+
+cdef void drains_release(EngineState *e, Request *r) noexcept nogil:
+    """A request has no leg operation in flight any more, and will have none: drains wait for it no longer."""
+    cdef Request *drain
+    cdef uint32_t i
+    if not r.started:
+        return
+    for i in range(e.drains.count):
+        drain = queue_pop(&e.drains)
+        if r.started < drain.serial and r.span_start < drain.span_end and r.span_end > drain.span_start:
+            drain.waits_for -= 1
+        if drain.waits_for:
+            queue_push(&e.drains, drain)
+        else:
+            reply(e, drain, 0)
+    r.started = 0
 
 
 # ---- reads -------------------------------------------------------------------------------------------------------
@@ -303,6 +310,7 @@ cdef void write_finish(EngineState *e, Request *r) noexcept nogil:
     cdef uint64_t last = min((r.span_end - 1) >> e.chunk_shift, e.chunks - 1)
     cdef bint done = r.ok_legs & e.in_sync != 0 and e.writable & ~r.ok_legs == 0
     if e.blocked and not e.fenced and r.ok_legs:
+        drains_release(e, r)                 # else a drain could wait for a record that waits for the drain
         park(e, r, &e.failure_queue, STAGE_FAILURE)
         return
     if r.counted:

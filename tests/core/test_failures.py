@@ -228,6 +228,14 @@ def test_a_write_that_waited_for_an_older_one_is_not_counted_by_a_drain_before_i
     assert s.result(second) is None
 
 
+def test_a_drain_does_not_wait_for_a_write_that_only_waits_for_a_record() -> None:
+    s = SteppedEngine(dirty=(0,))
+    write = failed_write(s, leg=1)
+    drain = s.engine.submit_drain(0, 4096)
+    assert s.result(drain) == 0
+    assert s.result(write) is None
+
+
 # ---- the lost membership -------------------------------------------------------------------------------------------
 
 

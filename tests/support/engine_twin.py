@@ -162,7 +162,9 @@ class TwinEngine:
             self.flush_waiting.append(request)
         elif kind == "drain":
             request.drained = {
-                r for r in self.reads + self.writes if r.started and r.span[0] < request.end and r.span[1] > start
+                r
+                for r in self.reads + self.writes
+                if r.started and r.state != "finish" and r.span[0] < request.end and r.span[1] > start
             }
             self.drains.append(request)
         else:
@@ -437,7 +439,7 @@ class TwinEngine:
                 r.pages.add(page.index)
 
     def move_drain(self, r: TwinRequest) -> bool:
-        r.drained = {o for o in r.drained if o.state != "done"}
+        r.drained = {o for o in r.drained if o.state not in ("done", "finish")}
         if r.drained:
             return False
         self.drains.remove(r)
