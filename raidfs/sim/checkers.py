@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from raidfs._core import LegState, OpKind
-from raidfs.cluster.channel import State
+from raidfs.cluster.channel import Channel, State
 from raidfs.errors import RaidfsError
 from raidfs.format.bitmap import SUPER_BYTES as BITMAP_SUPER_BYTES
 from raidfs.format.geometry import ArrayLayout
@@ -37,6 +37,8 @@ RULES = {
     "legs-acknowledged": "every leg in sync holds what was acknowledged (P1)",
     "legs-equal": "legs in sync are equal in chunks whose bits are clear in every slot",
     "applied-before-acked": "when a metadata update returns, every member has applied it",
+    "refusals-told": "who sends a message that a member refuses is told so",
+    "superblock-under-token": "superblocks are written by the node that holds the token in EX, and by no other",
     "channel-restored": "a channel that nobody uses has its flags and lock modes at rest",
     "stall": "whatever was asked comes to an end",
     "locks-left": "a cluster that all have left leaves no locks behind",
@@ -142,6 +144,10 @@ class ChannelChecker:
         """A node begins to leave, or has died."""
         self._nodes.pop(name, None)
 
+    def serving(self) -> dict[str, Channel]:
+        """Return the channels of the nodes that serve, by the names of their runs."""
+        return {name: node.channel for name, node in self._nodes.items() if node.lost is None}
+
     def updated(self, name: str) -> None:
         """A metadata update of this node has returned without an error."""
         events = self._nodes[name].array.superblock.events
@@ -158,7 +164,7 @@ class ChannelChecker:
         for name, node in self._nodes.items():
             channel = node.channel
             is_used = channel.recv_mutex.owner or channel.reconfig_mutex.owner or State.SEND_LOCK in channel.state
-            if node.lost is not None or is_used:
+            if node.lost is not None or channel.lockspace.lost is not None or is_used:
                 continue
             modes = tuple(lock.mode for lock in (channel.token, channel.message, channel.ack))
             if modes != (Mode.NL, Mode.NL, Mode.CR) or State.HOLDING_MUTEX_FOR_RECVD in channel.state:
@@ -191,7 +197,8 @@ _BESIDE = {
 class LockChecker:
     """A lock machine that is watched: lock-modes, write-of-a-stranger.
 
-    ``note`` hears of each event before it is carried out; `landed` is to be told of each write that takes place.
+    ``note`` hears of each event before it is carried out, ``on_value(client, resource, mode, value)`` of each value
+    block that is written; `landed` is to be told of each write that takes place.
     """
 
     def __init__(self, inner: LockStepper, report: Report, note: Callable[[lock_machine.Event], None]) -> None:
@@ -202,6 +209,7 @@ class LockChecker:
         self._clients: dict[int, str] = {}
         self._gone: set[str] = set()  # clients whose locks are free
         self._modes: dict[str, dict[tuple[int, int], Mode]] = {}
+        self.on_value: Callable[[str, str, Mode, bytes], None] = lambda client, resource, mode, value: None
 
     def step(self, event: lock_machine.Event, now: float) -> list[lock_machine.Action]:
         """See `raidfs.lock.machine.LockMachine.step`."""
@@ -212,6 +220,9 @@ class LockChecker:
                 self._clients[event.member] = event.client
             case lock_machine.Request():
                 self._resources[event.member, event.lock] = event.resource
+            case lock_machine.Convert() if event.lvb is not None:
+                resource = self._resources[event.member, event.lock]
+                self.on_value(self._clients[event.member], resource, event.mode, event.lvb)
             case lock_machine.Release():
                 self._forget(event.member, event.lock)
             case lock_machine.Close() | lock_machine.Died():
@@ -229,6 +240,15 @@ class LockChecker:
     def statistics(self) -> lock_machine.MachineStatistics:
         """See `raidfs.lock.machine.LockMachine.statistics`."""
         return self._inner.statistics()
+
+    def has_gone(self, client: str) -> bool:
+        """Tell whether the locks of a client are free: it has left, or its death is known."""
+        return client in self._gone
+
+    def holds(self, client: str, resource: str, mode: Mode) -> bool:
+        """Tell whether a client was granted a mode on a resource and has not asked for a lower one since."""
+        modes = self._modes.get(resource, {})
+        return any(self._clients[member] == client and mode is granted for (member, _), granted in modes.items())
 
     def landed(self, disk: SimDisk, owner: Group | None, offset: int, length: int) -> None:
         """See `raidfs.sim.disks.Watcher`; machines go by the same name here and there."""
