@@ -157,7 +157,8 @@ class Metadata:
     def _freshest(self, found: dict[int, Superblock], problems: list[str]) -> Superblock:
         if not found:
             raise MetadataLost(events=self.superblock.events, reason="; ".join(problems))
-        self.superblock = max(found.values(), key=lambda superblock: superblock.events)
+        # What was known stays known: the leg that has it may be the one that cannot be read now.
+        self.superblock = max([*found.values(), self.superblock], key=lambda superblock: superblock.events)
         return self.superblock
 
     async def _read(self, legs: Sequence[MetadataLeg]) -> tuple[dict[int, Superblock], list[str]]:
