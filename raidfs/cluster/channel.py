@@ -244,13 +244,27 @@ class Channel:
             raise MessageRefused(message=message.type_name, refusals=reasons)
 
     async def _values(self) -> list[tuple[int, str, SlotValue | None]]:
-        """Return what every other member publishes of itself, by slot."""
+        """Return what every other member publishes of itself, by slot; all of them are asked at once."""
         members = await self.membership.members()
-        return [
-            (slot, client, await self._read_value(slot))
-            for slot, client in sorted(members.items())
-            if slot != self.slot
-        ]
+        members.pop(self.slot, None)
+        found: dict[int, SlotValue | LockError | None] = {}
+
+        async def read(slot: int) -> None:
+            try:
+                found[slot] = await self._read_value(slot)
+            except LockError as e:
+                found[slot] = e
+
+        async with self.runtime.open_nursery() as nursery:
+            for slot in members:
+                nursery.start_soon(read, slot, name=f"value of slot {slot}")
+        values = []
+        for slot in sorted(members):
+            value = found[slot]
+            if isinstance(value, LockError):
+                raise value
+            values.append((slot, members[slot], value))
+        return values
 
     async def _still_members(self, found: list[tuple[int, str, T]]) -> list[tuple[int, str, T]]:
         """Leave out who has gone since: its value went with its lock."""
@@ -258,12 +272,10 @@ class Channel:
         return [entry for entry in found if members.get(entry[0]) == entry[1]]
 
     async def _read_value(self, slot: int) -> SlotValue | None:
+        # CR stays: it stands in nobody's way (the owner and whoever probes the slot want PW), and CR -> CR reads again.
         bitmap = await self.membership.lock(bitmap_name(slot))
-        try:
-            await bitmap.convert(Mode.CR)
-            return SlotValue.decode(bitmap.lvb) if bitmap.lvb_valid else None
-        finally:
-            await self._down(bitmap, Mode.NL)
+        await bitmap.convert(Mode.CR)
+        return SlotValue.decode(bitmap.lvb) if bitmap.lvb_valid else None
 
     # ---- what this node publishes of itself ------------------------------------------------------------------------
 
