@@ -105,9 +105,14 @@ class EnginePort:
         return [e if isinstance(e, OSError) else (e[1] or b"") for e in found]
 
     async def leg_writes(self, writes: Sequence[tuple[int, int, bytes]]) -> list[OSError | None]:
-        """Write to several legs at once (leg, offset, data), durable on return; an error for each that failed."""
+        """Write to several legs at once (leg, offset, data), durable on return; an error for each that failed.
+
+        A task that is cancelled waits for the end all the same: the token that it writes under must not be given back
+        while a write is on its way.
+        """
         tags = [self.engine.submit_leg_write(leg, offset, data) for leg, offset, data in writes]
-        found = await self._replies(tags, "metadata of all legs to be durable")
+        with self._runtime.cancel_scope(shield=True):
+            found = await self._replies(tags, "metadata of all legs to be durable")
         return [e if isinstance(e, OSError) else None for e in found]
 
     async def _replies(self, tags: Sequence[int], what: str) -> list[tuple[int, bytes | None] | OSError]:
