@@ -80,7 +80,8 @@ def _print_result(result: Result, seconds: float) -> None:
     )
     print(f"{counts['written']} writes, {counts['read']} reads, {counts['flushed']} flushes acknowledged")
     print(
-        f"{counts['touched'] + counts['leg-failed']} metadata updates, {counts['message']} requests to the lock manager"
+        f"{counts['touched'] + counts['leg-failed']} metadata updates, {counts['published']} messages between nodes, "
+        f"{counts['given-up']} given up; {counts['message']} requests to the lock manager"
     )
     print(f"{len(result.failures)} failures")
 
@@ -140,9 +141,11 @@ def _faults_text(life: Life) -> str:
 def _op_text(op: Op) -> str:
     if op.kind in (OpKind.READ, OpKind.WRITE, OpKind.WRITE_DURABLE):
         return f"{op.kind.value} {op.sector}+{op.sectors}"
-    if op.kind is OpKind.REST:
-        return f"rest {op.rest_s} s"
-    return f"fail disk{op.leg}" if op.kind is OpKind.FAIL else op.kind.value
+    if op.kind is OpKind.FAIL:
+        return f"fail disk{op.leg}"
+    rest = f" {op.rest_s} s" if op.rest_s else ""
+    give_up = f" for at most {op.give_up_s} s" if op.give_up_s is not None else ""
+    return f"{op.kind.value}{rest}{give_up}"
 
 
 if __name__ == "__main__":

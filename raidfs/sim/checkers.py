@@ -12,7 +12,7 @@ from typing import Protocol
 
 from raidfs._core import LegState, OpKind
 from raidfs.cluster.channel import Channel, State
-from raidfs.errors import RaidfsError
+from raidfs.errors import LockProtocolError, RaidfsError
 from raidfs.format.bitmap import SUPER_BYTES as BITMAP_SUPER_BYTES
 from raidfs.format.geometry import ArrayLayout
 from raidfs.format.superblock import ROLE_FAULTY, SUPER_BYTES, SUPER_OFFSET_BYTES, Superblock
@@ -32,6 +32,7 @@ RULES = {
     "one-slot-owner": "no two nodes that are alive own one slot",
     "write-of-a-stranger": "nothing is written by a node whose locks the lock manager has given free (P6)",
     "lock-modes": "the modes granted on a resource are compatible, so there is at most one EX",
+    "lock-protocol": "nobody asks the lock manager for what makes no sense, as a conversion while another is under way",
     "register": "a read returns the newest acknowledged write, or one that is in flight (P3)",
     "sector-whole": "a sector is never a mixture of two writes",
     "legs-acknowledged": "every leg in sync holds what was acknowledged (P1)",
@@ -195,7 +196,7 @@ _BESIDE = {
 
 
 class LockChecker:
-    """A lock machine that is watched: lock-modes, write-of-a-stranger.
+    """A lock machine that is watched: lock-modes, lock-protocol, write-of-a-stranger.
 
     ``note`` hears of each event before it is carried out, ``on_value(client, resource, mode, value)`` of each value
     block that is written; `landed` is to be told of each write that takes place.
@@ -214,7 +215,11 @@ class LockChecker:
     def step(self, event: lock_machine.Event, now: float) -> list[lock_machine.Action]:
         """See `raidfs.lock.machine.LockMachine.step`."""
         self._note(event)
-        actions = self._inner.step(event, now)
+        try:
+            actions = self._inner.step(event, now)
+        except LockProtocolError as e:
+            self._report("lock-protocol", f"{self.words(event)}: {e.reason}")
+            return []
         match event:
             case lock_machine.Open():
                 self._clients[event.member] = event.client

@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Iterator
 from random import Random
 
-from raidfs.errors import LastLeg, NoSuchLeg, RaidfsError, RuleBroken, SimulationFailed
+from raidfs.cluster.messages import Message, MessageType
+from raidfs.errors import LastLeg, MessageRefused, NoSuchLeg, RaidfsError, RuleBroken, SimulationFailed
 from raidfs.lock.machine import Event
 from raidfs.node import Node, open_node
 from raidfs.node_options import NodeOptions
@@ -28,7 +29,8 @@ from raidfs.sim.disks import SimDisk
 from raidfs.sim.host import SimHost, SimStorage
 from raidfs.sim.layout import format_disks, sim_layout
 from raidfs.sim.locks import SimulatedLocks
-from raidfs.sim.plan import CHUNKS, SECTORS, Fault, FaultKind, Life, Op, OpKind, Plan
+from raidfs.sim.message_checker import MessageChecker
+from raidfs.sim.plan import CHUNKS, SECTORS, UPDATES, Fault, FaultKind, Life, Op, OpKind, Plan
 from raidfs.sim.policies import PctPolicy, RandomPolicy
 from raidfs.sim.runtime import SimRuntime
 from raidfs.sim.scopes import SimCancelScope
@@ -41,6 +43,7 @@ FENCE_S = 1.0  # from a death to the moment when nothing of the dead machine tak
 PCT_STEPS = 3000  # how long a schedule is expected to be
 MESSAGE_DELAY_CHANCE = 0.2
 MESSAGE_DELAY_S_MAX = 0.002
+UNKNOWN_TYPE = 77  # of a message from the future
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +98,10 @@ class Cluster:
         self.register = RegisterChecker(SECTORS, self.report)
         self.lock_checker = LockChecker(self.locks._machine, self.report, self._count_message)
         self.locks._machine = self.lock_checker  # type: ignore[assignment]
+        self.messages = MessageChecker(self.lock_checker, self.report, self._count_published)
         for disk in self.storage.disks:
             disk.watchers.append(self.lock_checker.landed)
+            disk.watchers.append(self.messages.landed)
 
     def run(self) -> Outcome:
         """Carry the plan out and return what came of it."""
@@ -144,6 +149,9 @@ class Cluster:
             self.note("locks", "message", self.lock_checker.words(event))
         else:
             self.trace.counts["message"] += 1
+
+    def _count_published(self, client: str, message: Message) -> None:
+        self.note(client, "published", message.type_name, f"number {message.sequence}")
 
     # ---- driving ---------------------------------------------------------------------------------------------------
 
@@ -309,13 +317,18 @@ class Cluster:
                 continue
             expected = self._expect(run, op.kind.value)
             try:
-                await self._request(run, node, op)
+                deadline = None if op.give_up_s is None else runtime.now() + op.give_up_s
+                with runtime.cancel_scope(deadline=deadline) as scope:
+                    await self._request(run, node, op)
+                if scope.cancelled_caught:
+                    self.note(run.name, "given-up", op.kind.value)
             except (OSError, RaidfsError) as e:
                 self.note(run.name, "error", op.kind.value, op.sector, op.sectors, e)
                 if not (
                     self.plan.has_disk_errors
                     or run.lost
                     or (isinstance(e, LastLeg | NoSuchLeg) and self.plan.fails_legs)
+                    or (isinstance(e, MessageRefused) and op.kind == OpKind.UNKNOWN)
                 ):
                     self.report("node-error", f"{run.name}: {op.kind.value} returned {e}")
             finally:
@@ -329,10 +342,17 @@ class Cluster:
             data = await volume.read(offset, op.sectors * SECTOR_BYTES)
             self.note(run.name, "read", op.sector, op.sectors)
             self.register.end_read(start, op.sector, data, run.name)
-        elif op.kind == OpKind.TOUCH:
-            await node.mddev.touch()
-            self.note(run.name, "touched", f"events {node.array.superblock.events}")
-            self._updated(run)
+        elif op.kind in UPDATES:
+            sending = self.messages.begin(run.name, self.channels.serving())
+            await self._update(run, node, op)
+            if not run.lost:
+                self.messages.end(sending, self.channels.serving())
+        elif op.kind == OpKind.BUSY:
+            await node.mddev.reconfig_mutex.lock("other work")
+            try:
+                await node.runtime.sleep(op.rest_s, what="other work under reconfig_mutex")
+            finally:
+                node.mddev.reconfig_mutex.unlock()
         elif op.kind == OpKind.FAIL:
             await node.mddev.fail(self.storage.disks[op.leg].name)
             self.note(run.name, "leg-failed", f"disk{op.leg}", f"events {node.array.superblock.events}")
@@ -352,6 +372,27 @@ class Cluster:
             self.register.end_write(written, durable=durable)
             if durable:
                 self._promised()
+
+    async def _update(self, run: Run, node: Node, op: Op) -> None:
+        slot = node.membership.slot
+        assert slot is not None
+        if op.kind == OpKind.TOUCH:
+            await node.mddev.touch()
+            self.note(run.name, "touched", f"events {node.array.superblock.events}")
+            self._updated(run)
+        elif op.kind == OpKind.ANNOUNCE_LOCKED:
+            await node.mddev.reconfig_mutex.lock("announce")
+            try:
+                if op.rest_s:
+                    await node.runtime.sleep(op.rest_s, what="work before a message, under reconfig_mutex")
+                await node.channel.sendmsg(Message(MessageType.BITMAP_NEEDS_SYNC, slot), True)
+            finally:
+                node.mddev.reconfig_mutex.unlock()
+            self.note(run.name, "announced", "with the mutex")
+        else:
+            kind = MessageType.RESYNCING_START if op.kind == OpKind.ANNOUNCE else UNKNOWN_TYPE
+            await node.channel.sendmsg(Message(kind, slot), False)
+            self.note(run.name, "announced", f"type {kind}")
 
     def _updated(self, run: Run) -> None:
         if not run.lost:

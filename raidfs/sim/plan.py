@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections.abc import Iterator
 from random import Random
 
 from raidfs.sim.layout import CHUNK_BYTES, NODES
@@ -17,6 +18,8 @@ CHUNKS = 8
 SECTORS = CHUNKS * CHUNK_BYTES // SECTOR_BYTES
 READ_SECTORS_MAX = 16
 MACHINES_MAX = NODES
+# Longer than the patience of a sender: a node that forgot to wake somebody is not saved by what it does next.
+IDLE_S = (70.0, 140.0)
 
 
 class OpKind(enum.Enum):
@@ -29,6 +32,13 @@ class OpKind(enum.Enum):
     REST = "rest"
     TOUCH = "touch"  # a metadata update that changes nothing but the event count
     FAIL = "fail"  # make a leg faulty on all nodes
+    ANNOUNCE = "announce"  # a message without reconfig_mutex, as md's resync thread sends it (RESYNCING_START)
+    ANNOUNCE_LOCKED = "announce-locked"  # work under the mutex and then, still under it, a message (BITMAP_NEEDS_SYNC)
+    UNKNOWN = "unknown"  # a message of a type that no node knows: all must refuse it
+    BUSY = "busy"  # work of the node alone under reconfig_mutex, which wants no token and so announces nothing
+
+
+UPDATES = frozenset({OpKind.TOUCH, OpKind.ANNOUNCE, OpKind.ANNOUNCE_LOCKED, OpKind.UNKNOWN})  # that send one message
 
 
 class FaultKind(enum.Enum):
@@ -42,13 +52,17 @@ class FaultKind(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Op:
-    """One request: sectors of the array, seconds of rest, or a leg to fail."""
+    """One request: sectors of the array, seconds of rest or of work, or a leg to fail.
+
+    ``give_up_s``: the user loses patience, and the request is cancelled wherever it then is.
+    """
 
     kind: OpKind
     sector: int = 0
     sectors: int = 0
     rest_s: float = 0.0
     leg: int = 0
+    give_up_s: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,9 +135,10 @@ def make_plan(seed: int, *, machines: int | None = None) -> Plan:
     if rng.random() < 0.15:
         fail_reads = tuple((rng.randrange(legs), rng.randrange(5, 150)) for _ in range(rng.randint(1, 3)))
     power_loss = rng.choice(("time", "promise", "no", "no", "no", "no"))
+    machines_lives = tuple(_lives(rng, machine, count, granule, mix) for machine in range(count))
     return Plan(
         schedule_seed=str(seed),
-        machines=tuple(_lives(rng, machine, count, granule, mix) for machine in range(count)),
+        machines=_with_messages(machines_lives, Random(f"messages {seed}")),
         legs=legs,
         clean=rng.random() < 0.8,
         pct_depth=rng.choice((0, 0, 2, 3, 4)),
@@ -167,6 +182,41 @@ def _life(rng: Random, machine: int, machines: int, granule: int, mix: _Mix) -> 
         faults.append(Fault(FaultKind.LOSE_LOCKS, _step(rng)))
     start = rng.choice((0.0, 0.0, round(rng.uniform(0.0, 3.0), 3)))
     return Life(start, workers, tuple(sorted(faults, key=lambda fault: fault.at_step)))
+
+
+_MESSAGES = (OpKind.ANNOUNCE, OpKind.ANNOUNCE, OpKind.ANNOUNCE_LOCKED, OpKind.UNKNOWN, OpKind.BUSY)
+
+
+# Drawn apart from everything else, so that a plan is what it would be without them, with some operations more.
+def _with_messages(machines: tuple[tuple[Life, ...], ...], rng: Random) -> tuple[tuple[Life, ...], ...]:
+    chance = rng.choice((0.0, 0.1, 0.4))
+    give_up_chance = rng.choice((0.0, 0.3))
+    idle_chance = rng.choice((0.0, 0.0, 0.4))
+
+    def ops(before: tuple[Op, ...]) -> Iterator[Op]:
+        for op in before:
+            if rng.random() < chance:
+                kind = rng.choice(_MESSAGES)
+                works = kind is OpKind.BUSY or (kind is OpKind.ANNOUNCE_LOCKED and rng.random() < 0.5)
+                rest_s = round(10 ** rng.uniform(-4.0, 0.0), 6) if works else 0.0
+                yield _impatient(Op(kind, rest_s=rest_s), rng, give_up_chance)
+            yield _impatient(op, rng, give_up_chance)
+
+    def life(before: Life) -> Life:
+        workers = [tuple(ops(worker)) for worker in before.workers]
+        if rng.random() < idle_chance:
+            busy = Op(OpKind.BUSY, rest_s=round(10 ** rng.uniform(-2.0, 0.5), 6))
+            workers[0] += (busy, Op(OpKind.REST, rest_s=round(rng.uniform(*IDLE_S), 3)))
+        return dataclasses.replace(before, workers=tuple(workers))
+
+    return tuple(tuple(life(before) for before in lives) for lives in machines)
+
+
+# A message takes some milliseconds of simulated time, or as long as a pause of a receiver.
+def _impatient(op: Op, rng: Random, chance: float) -> Op:
+    if op.kind not in UPDATES or rng.random() >= chance:
+        return op
+    return dataclasses.replace(op, give_up_s=round(10 ** rng.uniform(-4.0, 0.5), 6))
 
 
 # Early and late steps alike: a join has some 200, a life with its sweeps up to some thousand.
