@@ -7,55 +7,28 @@ the rules of `raidfs.sim.checkers` that it may break; which one is seen first de
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 from unittest.mock import patch
 
 from raidfs._core import OpKind
-from raidfs.array import metadata as metadata_module
 from raidfs.array.array import Array
 from raidfs.array.port import EnginePort
-from raidfs.cluster.channel import Channel
 from raidfs.cluster.membership import Membership
-from raidfs.cluster.messages import Message, Result
-from raidfs.cluster.mutex import Mutex
-from raidfs.cluster.receiver import Receiver
 from raidfs.format.bitmap import SUPER_BYTES, BitmapSuperblock
 from raidfs.format.superblock import Superblock
 from raidfs.lock import machine as lock_machine
 from raidfs.lock.api import Mode
 from raidfs.lock.machine import LockMachine
-from raidfs.lock.member import MemberLock
 from raidfs.lock.modes import compatible
 from raidfs.node import Node
 from raidfs.sim.disks import SimDisk
 from raidfs.sim.host import SimBackend
+from raidfs.sim.planted_protocol import PROTOCOL
+from raidfs.sim.planting import Mistakes
 
-
-@dataclasses.dataclass(frozen=True)
-class Planted:
-    """One mistake: what it is, which rules it may break, and the block in which it is made."""
-
-    what: str
-    rules: frozenset[str]
-    patch: Callable[[], AbstractContextManager[None]]
-
-
-PLANTED: dict[str, Planted] = {}
-
-Patch = Callable[[], Iterator[None]]
-
-
-def plant(name: str, *rules: str) -> Callable[[Patch], Patch]:
-    """Register a generator function as a mistake; its docstring says what the mistake is."""
-
-    def register(fn: Patch) -> Patch:
-        PLANTED[name] = Planted((fn.__doc__ or "").strip(), frozenset(rules), contextlib.contextmanager(fn))
-        return fn
-
-    return register
+PLANTED = Mistakes()
+plant = PLANTED.plant
 
 
 # ---- metadata ------------------------------------------------------------------------------------------------------
@@ -72,18 +45,6 @@ def _checksum_of_before() -> Iterator[None]:
         return bytes(data)
 
     with patch.object(Superblock, "encode", wrong):
-        yield
-
-
-@plant("events-kept", "events-grow", "node-error", "applied-before-acked")
-def _events_kept() -> Iterator[None]:
-    """The event count is that of before the change."""
-    for_leg = metadata_module.for_leg
-
-    def wrong(array: Superblock, leg: Superblock) -> Superblock:
-        return dataclasses.replace(for_leg(array, leg), events=leg.events)
-
-    with patch.object(metadata_module, "for_leg", wrong):
         yield
 
 
@@ -236,7 +197,7 @@ def _slot_not_claimed() -> Iterator[None]:
         yield
 
 
-@plant("dead-keep-locks", "stall", "node-error")
+@plant("dead-keep-locks", "stall", "node-error", "locks-left")
 def _dead_keep_locks() -> Iterator[None]:
     """The lock manager does not purge the locks of clients that died."""
     with patch.object(LockMachine, "_died", lambda machine, event: []):
@@ -272,7 +233,7 @@ def _not_fenced() -> Iterator[None]:
         yield
 
 
-@plant("joins-overlap", "lock-modes", "one-slot-owner", "stall", "node-error", "applied-before-acked", "events-grow")
+@plant("joins-overlap", "superblock-under-token", "node-error", "stall", "events-grow", "applied-before-acked")
 def _joins_overlap() -> Iterator[None]:
     """A node joins without the token."""
 
@@ -285,72 +246,7 @@ def _joins_overlap() -> Iterator[None]:
         yield
 
 
-# ---- the channel ---------------------------------------------------------------------------------------------------
-
-
-@plant("reload-later", "applied-before-acked")
-def _reload_later() -> Iterator[None]:
-    """METADATA_UPDATED is acknowledged before the superblock was read again, as before Linux 4.12."""
-
-    async def wrong(receiver: Receiver, raid_slot: int | None, events: int) -> Result:
-        return Result.APPLIED
-
-    with patch.object(Receiver, "_reload", wrong):
-        yield
-
-
-@plant("token-kept", "channel-restored", "stall", "node-error")
-def _token_kept() -> Iterator[None]:
-    """A token that is granted while its wait is being cancelled is not given back."""
-
-    async def wrong(channel: Channel) -> None:
-        await channel.token.convert(Mode.EX)
-        await channel.recv_mutex.lock("a sender")
-
-    with patch.object(Channel, "lock_token", wrong):
-        yield
-
-
-@plant("no-barrier", "applied-before-acked")
-def _no_barrier() -> Iterator[None]:
-    """A metadata update returns when it is on the disks, and is never announced."""
-
-    async def wrong(channel: Channel, message: Message) -> None:
-        await channel.metadata_update_cancel()
-
-    with patch.object(Channel, "metadata_update_finish", wrong):
-        yield
-
-
-@plant("message-shared", "lock-modes", "node-error", "stall", "applied-before-acked", "channel-restored")
-def _message_shared() -> Iterator[None]:
-    """A sender publishes without having waited for those who still read the last message."""
-    convert = MemberLock.convert
-
-    async def wrong(lock: MemberLock, mode: Mode, *, noqueue: bool = False) -> None:
-        mode = Mode.CW if lock.resource == "message" and mode is Mode.EX else mode
-        await convert(lock, mode, noqueue=noqueue)
-
-    with patch.object(MemberLock, "convert", wrong):
-        yield
-
-
-@plant("never-announced", "stall", "node-error")
-def _never_announced() -> Iterator[None]:
-    """Who holds the mutex and waits for the token does not say so (D1, D2)."""
-    with patch.object(Channel, "set_holding_mutex", lambda channel: False):
-        yield
-
-
-@plant("mutex-silent", "stall", "node-error")
-def _mutex_silent() -> Iterator[None]:
-    """Who releases reconfig_mutex wakes nobody."""
-
-    def wrong(mutex: Mutex) -> None:
-        mutex.owner = None
-
-    with patch.object(Mutex, "unlock", wrong):
-        yield
+# ---- a node --------------------------------------------------------------------------------------------------------
 
 
 @plant("refresh-fails", "node-error")
@@ -362,3 +258,6 @@ def _refresh_fails() -> Iterator[None]:
 
     with patch.object(Node, "refresh", wrong):
         yield
+
+
+PLANTED.update(PROTOCOL)
