@@ -9,8 +9,8 @@ waited for with outer cancellation shut out. Carriers keep the order of answers 
 conversion before the cancel, so when the cancel's answer is there the conversion's is too.
 
 The time line of a drain: at 0 s the cancel is sent; a live server answers within a round trip, far below 1 ms on one
-host. After DRAIN_S the server counts as stuck, the lock space is declared lost, and the cancelled task goes on: a
-node that wants to leave is never held by a server that does not answer.
+host. After DRAIN_S, in DRAIN_LOOKS looks, the server counts as stuck, the lock space is declared lost, and the
+cancelled task goes on: a node that wants to leave is never held by a server that does not answer.
 """
 
 from __future__ import annotations
@@ -35,6 +35,10 @@ from raidfs.runtime import Future, Runtime
 
 # Long against every scheduling delay of a loaded host, short against the patience of a person at a command line.
 DRAIN_S = 10.0
+
+# A process that was stopped for longer than DRAIN_S finds its deadline passed and the answer not yet read; it has the
+# later looks to read it.
+DRAIN_LOOKS = 10
 
 _NOT_ANSWERED = f"the lock manager did not answer for {DRAIN_S:.0f} s"
 _LEFT = "this node has left it"
@@ -152,10 +156,12 @@ class MemberHub:
 
     async def drained(self, future: Future[machine.Action | None], *, what: str) -> None:
         """Wait for an answer with cancellation shut out, or lose the manager after DRAIN_S."""
-        with self.runtime.cancel_scope(shield=True, deadline=self.runtime.now() + DRAIN_S):
-            await future.wait(what=what)
-        if not future.is_set():
-            self.lose(_NOT_ANSWERED)
+        for _ in range(DRAIN_LOOKS):
+            with self.runtime.cancel_scope(shield=True, deadline=self.runtime.now() + DRAIN_S / DRAIN_LOOKS):
+                await future.wait(what=what)
+            if future.is_set():
+                return
+        self.lose(_NOT_ANSWERED)
 
 
 _Tagged = (
