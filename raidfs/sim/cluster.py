@@ -346,7 +346,7 @@ class Cluster:
             sending = self.messages.begin(run.name, self.channels.serving())
             await self._update(run, node, op)
             if not run.lost:
-                self.messages.end(sending, self.channels.serving())
+                self.messages.end(sending, self.channels.serving(), is_known=op.kind != OpKind.UNKNOWN)
         elif op.kind == OpKind.BUSY:
             await node.mddev.reconfig_mutex.lock("other work")
             try:

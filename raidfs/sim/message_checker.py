@@ -45,8 +45,8 @@ class MessageChecker:
         """A user of node ``name`` asks for something that sends a message last of all; return its handle."""
         return Sending(name, len(self._published.get(name, ())), frozenset(serving))
 
-    def end(self, sending: Sending, serving: Mapping[str, Channel]) -> None:
-        """It has returned to the user without an error.
+    def end(self, sending: Sending, serving: Mapping[str, Channel], *, is_known: bool = True) -> None:
+        """It has returned to the user without an error; ``is_known``: nodes know messages of its type.
 
         Who serves now and did when it began has heard it all and must have applied it.
         """
@@ -56,7 +56,11 @@ class MessageChecker:
             self._report("applied-before-acked", f"{name} was told that all have applied it, and nobody was asked")
             return
         message = published[-1]
-        for other in sorted(sending.serving & serving.keys()):
+        heard = sending.serving & serving.keys()
+        if not is_known and heard - {name}:
+            others = ", ".join(sorted(heard - {name}))
+            self._report("refusals-told", f"{message.type_name} of {name} counts as applied by {others}: who knows it?")
+        for other in sorted(heard):
             seen = serving[other].sequence_seen
             if seen < message.sequence:
                 self._report(

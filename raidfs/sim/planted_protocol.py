@@ -69,6 +69,19 @@ def _acked_early() -> Iterator[None]:
         yield
 
 
+@plant("unknown-acked", "refusals-told")
+def _unknown_acked() -> Iterator[None]:
+    """A message that the receiver cannot apply is acknowledged all the same, and nobody is told."""
+    apply = Receiver._apply
+
+    async def wrong(receiver: Receiver, message: Message) -> Result:
+        await apply(receiver, message)
+        return Result.APPLIED
+
+    with patch.object(Receiver, "_apply", wrong):
+        yield
+
+
 @plant("receivers-exclusive", "channel-restored", *_HANGS)
 def _receivers_exclusive() -> Iterator[None]:
     """Receivers convert ``message`` to EX instead of PR, and so wait for each other (B13)."""

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 
 import pytest
 
+from raidfs.cluster.channel import State
+from raidfs.cluster.receiver import Receiver
+from raidfs.lock.api import Mode
 from raidfs.sim.campaign import Failure, Result, run_campaign
 from raidfs.sim.checkers import RULES
 from raidfs.sim.planted import PLANTED
@@ -59,6 +63,22 @@ def test_the_mistake_is_found(name: str) -> None:
 @pytest.mark.slow
 def test_at_least_twelve_mistakes_of_the_protocol_are_found() -> None:
     assert len([name for name in PROTOCOL if found(name).first_failure is not None]) >= 12
+
+
+@pytest.mark.slow
+def test_no_message_is_announced_to_a_node_that_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a receiver that does not wait for its node is no mistake that a whole cluster could show (B4)."""
+    announced = Counter[bool]()
+    ack_bast = Receiver.ack_bast
+
+    def watched(receiver: Receiver, mode: Mode) -> None:
+        announced[State.ALREADY_IN_CLUSTER in receiver.channel.state] += 1
+        ack_bast(receiver, mode)
+
+    monkeypatch.setattr(Receiver, "ack_bast", watched)
+    assert run_campaign(range(60), jobs=1).failures == ()
+    assert announced[True] > 100
+    assert announced[False] == 0
 
 
 def test_every_mistake_names_rules_that_exist_and_every_rule_has_its_mistake() -> None:
