@@ -38,6 +38,7 @@ RULES = {
     "legs-acknowledged": "every leg in sync holds what was acknowledged (P1)",
     "legs-equal": "legs in sync are equal in chunks whose bits are clear in every slot",
     "applied-before-acked": "when a metadata update returns, every member has applied it",
+    "same-view": "when nothing has happened for a while, all nodes have the metadata that is on the disks",
     "refusals-told": "who sends a message that a member refuses is told so",
     "superblock-under-token": "superblocks are written by the node that holds the token in EX, and by no other",
     "channel-restored": "a channel that nobody uses has its flags and lock modes at rest",
@@ -145,9 +146,13 @@ class ChannelChecker:
         """A node begins to leave, or has died."""
         self._nodes.pop(name, None)
 
+    def serving_nodes(self) -> dict[str, Node]:
+        """Return the nodes that serve, by the names of their runs."""
+        return {name: node for name, node in self._nodes.items() if node.lost is None}
+
     def serving(self) -> dict[str, Channel]:
         """Return the channels of the nodes that serve, by the names of their runs."""
-        return {name: node.channel for name, node in self._nodes.items() if node.lost is None}
+        return {name: node.channel for name, node in self.serving_nodes().items()}
 
     def updated(self, name: str) -> None:
         """A metadata update of this node has returned without an error."""

@@ -36,6 +36,7 @@ from raidfs.sim.runtime import SimRuntime
 from raidfs.sim.scopes import SimCancelScope
 from raidfs.sim.stepper import Stepper, Task, Timer, waits_text
 from raidfs.sim.trace import Trace
+from raidfs.sim.view_checker import ViewChecker
 from raidfs.units import SECTOR_BYTES
 
 STALL_S = 300.0  # far beyond every timeout of the code and every pause of a plan
@@ -69,6 +70,7 @@ class Run:
         self.stop = False
         self.stop_scope: SimCancelScope | None = None  # of the users' tasks, while there are any
         self.lost = False  # its lock manager: requests fail
+        self.rests: list[SimCancelScope] = []  # of the users that rest now
         self.ended = False
 
 
@@ -99,9 +101,17 @@ class Cluster:
         self.lock_checker = LockChecker(self.locks._machine, self.report, self._count_message)
         self.locks._machine = self.lock_checker  # type: ignore[assignment]
         self.messages = MessageChecker(self.lock_checker, self.report, self._count_published)
+        self.views = ViewChecker(
+            self.stepper,
+            self.metadata,
+            self.channels.serving_nodes,
+            self.report,
+            counts_events=not (plan.gives_up or plan.has_disk_errors),
+        )
         for disk in self.storage.disks:
             disk.watchers.append(self.lock_checker.landed)
             disk.watchers.append(self.messages.landed)
+            disk.watchers.append(self.views.landed)
 
     def run(self) -> Outcome:
         """Carry the plan out and return what came of it."""
@@ -217,7 +227,10 @@ class Cluster:
 
     def _lose_locks(self, run: Run) -> None:
         self.note(run.name, "locks-lost")
+        self.views.disturbed()
         run.lost = True
+        for scope in run.rests:
+            scope.cancel()
         self.slots.left(run.name)
         self.channels.left(run.name)
         run.host.lose_locks("the simulation took it away")
@@ -225,6 +238,7 @@ class Cluster:
     def _pause(self, run: Run, fault: Fault) -> None:
         group = run.host.group
         self.note(run.name, "pause", fault.seconds)
+        self.views.disturbed(fault.seconds)
         self.stepper.pause(group)
 
         def resume() -> None:
@@ -235,6 +249,7 @@ class Cluster:
 
     def _crash(self, run: Run) -> None:
         self.note(run.name, "crash", f"at its step {run.host.group.steps}")
+        self.views.disturbed()
         self.stepper.crash(run.host.group)
         self.channels.left(run.name)
         run.host.sever()
@@ -263,6 +278,7 @@ class Cluster:
             self._fence(run)
 
     def _end(self, run: Run) -> None:
+        self.views.disturbed()
         self.slots.left(run.name)
         self.channels.left(run.name)
         run.ended = True
@@ -313,7 +329,12 @@ class Cluster:
     async def _work(self, run: Run, runtime: SimRuntime, node: Node, ops: tuple[Op, ...]) -> None:
         for op in ops:
             if op.kind == OpKind.REST:
-                await runtime.sleep(op.rest_s, what="a rest of the user")
+                # Who has lost the lock manager keeps its locks until it ends, so it is not left standing there.
+                with runtime.cancel_scope() as scope:
+                    run.rests.append(scope)
+                    if not run.lost:
+                        await runtime.sleep(op.rest_s, what="a rest of the user")
+                run.rests.remove(scope)
                 continue
             expected = self._expect(run, op.kind.value)
             try:

@@ -114,6 +114,13 @@ class Plan:
         return bool(self.fail_writes or self.fail_reads)
 
     @property
+    def gives_up(self) -> bool:
+        """Whether users may give up metadata updates half-way."""
+        return any(
+            op.give_up_s is not None for lives in self.machines for life in lives for ops in life.workers for op in ops
+        )
+
+    @property
     def fails_legs(self) -> bool:
         """Whether users ask for legs to be failed, which not every one of them may get."""
         return any(

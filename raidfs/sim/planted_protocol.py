@@ -32,8 +32,9 @@ from raidfs.sim.runtime import SimRuntime
 PROTOCOL = Mistakes()
 plant = PROTOCOL.plant
 
-# Where nodes wait for each other the first to notice is a sender, whose patience is NO_PROGRESS_S.
-_HANGS = ("stall", "node-error")
+# Where nodes wait for each other it is a sender that says so, whose patience is NO_PROGRESS_S; if the superblock is
+# written by then, the nodes have been seen to disagree.
+_HANGS = ("stall", "node-error", "same-view")
 
 
 # ---- the receiver --------------------------------------------------------------------------------------------------
@@ -251,6 +252,17 @@ def _no_barrier() -> Iterator[None]:
         await channel.metadata_update_cancel()
 
     with patch.object(Channel, "metadata_update_finish", wrong):
+        yield
+
+
+@plant("death-ignored", "same-view")
+def _death_ignored() -> Iterator[None]:
+    """Nobody looks at the superblocks when a node has died that may have announced a change to some, or to none."""
+
+    async def wrong(mddev: Mddev, slot: int) -> None:
+        return
+
+    with patch.object(Mddev, "peer_gone", wrong):
         yield
 
 

@@ -12,14 +12,15 @@ from raidfs.cluster.receiver import Receiver
 from raidfs.lock.api import Mode
 from raidfs.sim.campaign import Failure, Result, run_campaign
 from raidfs.sim.checkers import RULES
+from raidfs.sim.cluster import simulate
+from raidfs.sim.plan import Fault, FaultKind, Life, Op, OpKind, Plan
 from raidfs.sim.planted import PLANTED
 from raidfs.sim.planted_protocol import PROTOCOL
 
 # How many schedules may pass before a mistake is found; a number that has to grow says that the simulator has become
-# blunter. Most are found in the first schedules. What needed more than 10 (of three campaigns, November 2026):
-# announced-late 1, 18, 4; announced-silently 6, 29, 8; bits-forgotten 17, 10, 16; failure-not-awaited 41, 16, 35;
-# flushed-early 98, 29, 132; mutex-silent 42, 11, 4; not-announced-at-stop 72, 188, 558; not-drained 13, 1, 6;
-# not-fenced 71, 355, 330; send-lock-leaked 13, 28, 5.
+# blunter. Most are found in the first ten schedules, announced-silently after 43, bits-forgotten after 20,
+# failure-not-awaited after 41, flushed-early after 226, mutex-silent after 127, not-fenced after 20, send-lock-leaked
+# after 20; in other campaigns not-announced-at-stop took up to 218 and not-fenced 355 (November 2026).
 BUDGET = dict.fromkeys(PLANTED, 60) | {
     "announced-late": 200,
     "announced-silently": 300,
@@ -34,8 +35,11 @@ BUDGET = dict.fromkeys(PLANTED, 60) | {
     "token-kept": 200,
 }
 
-# No single mistake breaks it before another rule: seen in test_checkers.py.
-DIRECT = {"one-slot-owner"}
+# No single mistake breaks it before another rule, which is seen in test_checkers.py; or only in plans of its own.
+DIRECT = {"one-slot-owner", "same-view"}
+
+# A death in the middle of an update beside a node that then idles: one schedule in some hundreds. It has its own plans.
+RARE = {"death-ignored"}
 
 # A stall in which not even a timer is left to end it.
 STALLS = {"NothingCanRun": "stall"}
@@ -51,7 +55,7 @@ def rule_of(failure: Failure) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(PLANTED))
+@pytest.mark.parametrize("name", sorted(PLANTED.keys() - RARE))
 def test_the_mistake_is_found(name: str) -> None:
     mistake = PLANTED[name]
     failure = found(name).first_failure
@@ -62,7 +66,7 @@ def test_the_mistake_is_found(name: str) -> None:
 
 @pytest.mark.slow
 def test_at_least_twelve_mistakes_of_the_protocol_are_found() -> None:
-    assert len([name for name in PROTOCOL if found(name).first_failure is not None]) >= 12
+    assert len([name for name in PROTOCOL.keys() - RARE if found(name).first_failure is not None]) >= 12
 
 
 @pytest.mark.slow
@@ -101,3 +105,34 @@ def test_each_rule_is_seen_broken(rule: str) -> None:
                 if failure is not None and rule_of(failure) == rule:
                     return
     pytest.fail(f"no mistake breaks {rule}")
+
+
+def death_after(rest_s: float) -> list[Plan]:
+    """Return plans in which one machine dies at some step of its metadata updates, and another one idles beside it."""
+    touches = (Op(OpKind.REST, rest_s=rest_s), *(Op(OpKind.TOUCH),) * 6)
+    idle = Life(0.0, ((Op(OpKind.REST, rest_s=rest_s + 12.0),),))
+    return [
+        Plan(str(step), ((Life(0.0, (touches,), (Fault(FaultKind.CRASH, step),)),), (idle,)))
+        for step in range(110, 310, 4)
+    ]
+
+
+def broken_rules(plans: list[Plan]) -> set[str]:
+    failures = [simulate(plan).failure for plan in plans]
+    return {failure.rule for failure in failures if failure is not None}
+
+
+@pytest.mark.slow
+def test_a_death_in_the_middle_of_an_update_is_looked_into_and_it_shows_when_it_is_not() -> None:
+    plans = death_after(3.0)
+    assert broken_rules(plans) == set()
+    with PLANTED["death-ignored"].patch():
+        assert broken_rules(plans) == {"same-view"}
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(
+    strict=True, reason="who joins and dies between two looks at the members is never known to have died"
+)
+def test_the_death_of_a_node_that_has_just_joined_is_looked_into() -> None:
+    assert broken_rules(death_after(0.0)) == set()
