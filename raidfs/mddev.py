@@ -37,10 +37,18 @@ log = logging.getLogger(__name__)
 
 
 class Mddev:
-    """The array of a node that is a member of a cluster; ``fence`` is called when this node cannot follow."""
+    """The array of a node that is a member of a cluster.
+
+    ``fence(reason)`` is called when this node cannot follow, ``heard_of(slot)`` when another node has sent a message.
+    """
 
     def __init__(
-        self, array: Array, channel: Channel, reconfig_mutex: ReconfigMutex, fence: Callable[[str], None]
+        self,
+        array: Array,
+        channel: Channel,
+        reconfig_mutex: ReconfigMutex,
+        fence: Callable[[str], None],
+        heard_of: Callable[[int], None],
     ) -> None:
         self.array = array
         self.reconfig_mutex = reconfig_mutex
@@ -49,6 +57,7 @@ class Mddev:
         self.updates = 0
         self._channel = channel
         self._fence = fence
+        self._heard_of = heard_of
         self._loaded = False
         self._marked: list[ArrayLeg] = []  # faulty on disk and here, and perhaps not yet on all nodes
         self._unannounced = False  # something was written that some node may not know
@@ -114,6 +123,10 @@ class Mddev:
         self._unannounced = False
         self.barrier_passed()
 
+    def heard_of(self, slot: int) -> None:
+        """See `raidfs.cluster.receiver.Mddev`."""
+        self._heard_of(slot)
+
     def barrier_passed(self) -> None:
         """See `raidfs.cluster.receiver.Mddev`."""
         for leg in self._marked:
@@ -125,6 +138,15 @@ class Mddev:
         if result is not Result.APPLIED:
             self._cannot_follow(result)
             raise CannotFollow(reason=result.text)
+
+    async def announce(self) -> None:
+        """Send METADATA_UPDATED although nothing has changed: a node that has joined says that it is there."""
+        await self.reconfig_mutex.lock("joined")
+        try:
+            self._unannounced = True
+            await self.update_sb()
+        finally:
+            self.reconfig_mutex.unlock()
 
     async def touch(self) -> None:
         """Raise the event count on all nodes and nothing else: a metadata update for tests and measurements."""

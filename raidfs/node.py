@@ -9,7 +9,7 @@ Joining, all of it under ``token`` EX so that nobody else joins or changes metad
    before we had the token, and choose the legs;
 5. load the own slot's bits, and add those of every slot whose node does not run;
 6. unless read-only: make ``resync_offset = 0`` durable, then the own slot; from now on the engine may write;
-7. give the token back; messages are processed from now on.
+7. give the token back; messages are processed from now on, and the first one that is sent says that we are there.
 
 Leaving: drain, bitmap flushed, locks released. Losing the lock manager is losing the membership: the engine is fenced
 at once, every request gets EIO, and the node serves nothing but that until it is unmounted.
@@ -39,7 +39,7 @@ from raidfs.mddev import Mddev
 from raidfs.node_explain import node_explanation, to_json
 from raidfs.node_options import NodeOptions
 from raidfs.node_status import node_status
-from raidfs.runtime import Runtime
+from raidfs.runtime import Nursery, Runtime
 
 log = logging.getLogger(__name__)
 
@@ -78,10 +78,11 @@ class Node:
         self.runtime = runtime
         self.backend: LegBackend
         self.channel = channel
-        self.mddev = Mddev(array, channel, channel.reconfig_mutex, self.fence)
+        self.mddev = Mddev(array, channel, channel.reconfig_mutex, self.fence, self._watch)
         self.receiver = Receiver(channel, self.mddev)
         self._leaving = False
         self._watched: set[int] = set()
+        self._nursery: Nursery | None = None
 
     def status(self) -> NodeStatus:
         """Return everything that ``raidfs status`` tells, of this moment, without waiting."""
@@ -131,18 +132,27 @@ class Node:
         if not self._leaving:
             self.fence(f"lost the membership: {reason}")
 
-    async def watch_members(self) -> None:
+    async def watch_members(self, nursery: Nursery) -> None:
         """Keep the list of members, and a request on ``alive`` of each, whose grant says that it has gone."""
-        async with self.runtime.open_nursery() as nursery:
-            while self.lost is None:
-                with contextlib.suppress(LockError):
-                    await self.refresh()
-                for slot in self.members:
-                    if slot != self.membership.slot and slot not in self._watched:
-                        self._watched.add(slot)
-                        nursery.start_soon(self._watch_peer, slot, name=f"watch slot {slot}")
-                await self.runtime.sleep(MEMBERS_REFRESH_S, what="the next look at the members")
-            nursery.cancel_scope.cancel()
+        self._nursery = nursery
+        while self.lost is None:
+            with contextlib.suppress(LockError):
+                await self.refresh()
+            for slot in self.members:
+                self._watch(slot)
+            await self.runtime.sleep(MEMBERS_REFRESH_S, what="the next look at the members")
+
+    async def announce(self) -> None:
+        """Let the others know of this node at once: they watch whom they have heard of (section 2.4)."""
+        try:
+            await self.mddev.announce()
+        except RaidfsError as e:
+            log.warning("not all nodes have heard that this one has joined: %s", e)
+
+    def _watch(self, slot: int) -> None:
+        if slot != self.membership.slot and slot not in self._watched and self._nursery is not None:
+            self._watched.add(slot)
+            self._nursery.start_soon(self._watch_peer, slot, name=f"watch slot {slot}")
 
     async def _watch_peer(self, slot: int) -> None:
         try:
@@ -242,7 +252,8 @@ async def _joined(
                 node.receiver.already_in_cluster()
             await node.refresh()
             nursery.start_soon(node.watch_membership, name="membership")
-            nursery.start_soon(node.watch_members, name="members")
+            nursery.start_soon(node.watch_members, nursery, name="members")
+            nursery.start_soon(node.announce, name="announcement")
             nursery.start_soon(node.answer_failures, name="leg failures")
             if not options.read_only:
                 nursery.start_soon(node.sweep_bitmap, name="bitmap sweep")

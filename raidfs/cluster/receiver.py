@@ -62,6 +62,9 @@ class Mddev(Protocol):
         ``raid_slot`` is the device number of a good leg, None when nobody named one; ``events`` what it must have.
         """
 
+    def heard_of(self, slot: int) -> None:
+        """A node has sent a message: if it was not known, somebody has to notice when it goes."""
+
     def barrier_passed(self) -> None:
         """The sender has every node's acknowledgement: what had to wait for all of them may go on."""
 
@@ -163,6 +166,7 @@ class Receiver:
             # Lost, never written, or seen already: there may still be metadata behind it, and reading it is harmless.
             await self._reload(raid_slot=None, events=0)
             return
+        self._mddev.heard_of(message.slot)
         if message.slot == self.channel.slot:
             log.warning("a message of our own slot %d: %s", message.slot, message.type_name)
         try:

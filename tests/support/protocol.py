@@ -55,6 +55,9 @@ class NotingMddev:
         self.open = True
         self._gate.wake_up()
 
+    def heard_of(self, slot: int) -> None:
+        pass
+
     def barrier_passed(self) -> None:
         pass
 
