@@ -33,7 +33,7 @@ import logging
 from collections.abc import Callable
 from typing import TypeVar
 
-from raidfs.cluster.membership import Membership, bitmap_name
+from raidfs.cluster.membership import Membership, alive_name, bitmap_name
 from raidfs.cluster.messages import PROTOCOL_VERSION, Message, Result, SlotValue, result_text
 from raidfs.cluster.mutex import Mutex, ReconfigMutex
 from raidfs.cluster.timing import NO_PROGRESS_S, PROGRESS_LOOK_S
@@ -224,11 +224,14 @@ class Channel:
         await self.ack.cancel()
 
     async def _silent(self) -> list[str]:
-        """Return the nodes that hold ``ack`` still."""
-        for resource in await self.lockspace.query():
-            if resource.name == self.ack.resource:
-                return [lock.client for lock in resource.locks if lock.granted is Mode.CR and lock.requested is None]
-        return []
+        """Return the other nodes that hold ``ack`` still."""
+        resources = {resource.name: resource.locks for resource in await self.lockspace.query()}
+        own = {lock.client for lock in resources.get(alive_name(self.slot), ()) if lock.granted is Mode.EX}
+        return [
+            lock.client
+            for lock in resources.get(self.ack.resource, ())
+            if lock.granted is Mode.CR and lock.requested is None and lock.client not in own
+        ]
 
     async def _check_results(self, message: Message) -> None:
         """Read what every other member has made of the message; all of them have dropped ``ack``."""

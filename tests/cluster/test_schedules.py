@@ -188,7 +188,7 @@ def w3_w4_a_receiver_that_stands_still(seed: int) -> None:
     update = a.start(a.update(1), "update")
     cluster.until(lambda: update.done)
     assert isinstance(update.error, MessageNotAcknowledged)
-    assert "B" in str(update.error)
+    assert "acknowledged by B and" in str(update.error)
     a.check_restored()
     b.mddev.let_go()
     cluster.finish(a.start(a.update(2), "update"))

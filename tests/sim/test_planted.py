@@ -131,8 +131,5 @@ def test_a_death_in_the_middle_of_an_update_is_looked_into_and_it_shows_when_it_
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=True, reason="who joins and dies between two looks at the members is never known to have died"
-)
 def test_the_death_of_a_node_that_has_just_joined_is_looked_into() -> None:
     assert broken_rules(death_after(0.0)) == set()
