@@ -222,13 +222,20 @@ cdef void write_advance(EngineState *e, Request *r) noexcept nogil:
         if not page.writing:
             page_due(e, page)
         return
-    if not e.writable:
-        if e.blocked:
-            park(e, r, &e.blocked_queue, STAGE_BLOCKED)
-        else:
-            write_finish(e, r)
+    # 5. no data while a leg's failure is not recorded: it may lack the bits, and counts as good after a crash
+    if e.blocked:
+        drains_release(e, r)                 # nothing of it is in flight; it looks at the suspended range again
+        park(e, r, &e.blocked_queue, STAGE_BLOCKED)
         return
-    # 5. data to all legs at once
+    if not e.writable:
+        write_finish(e, r)
+        return
+    if not r.started:
+        if r.span_start < e.suspend_end and r.span_end > e.suspend_start:
+            park(e, r, &e.suspended, STAGE_SUSPENDED)
+            return
+        mark_started(e, r)
+    # 6. data to all legs at once
     data_submit(e, r)
 
 

@@ -289,7 +289,7 @@ class TwinEngine:
             r.state = "finish" if r.error else "bitmap"
         if r.state == "bitmap":
             if self.durable.issuperset(self.chunks_of(r)):
-                self.send_data(r)
+                self.may_send(r)
             elif r.error:
                 r.state = "finish"
             else:
@@ -308,6 +308,15 @@ class TwinEngine:
         older = any(o.serial < r.serial and o.span[0] < r.span[1] and r.span[0] < o.span[1] for o in self.writes)
         held = r.span[0] < self.suspended[1] and r.span[1] > self.suspended[0]
         return not older and not held and not self.blocked
+
+    def may_send(self, r: TwinRequest) -> None:
+        held = r.span[0] < self.suspended[1] and r.span[1] > self.suspended[0]
+        if self.blocked:
+            r.started = 0
+        elif r.started or not held:
+            if not r.started:
+                self.start(r)
+            self.send_data(r)
 
     def send_data(self, r: TwinRequest) -> None:
         whole = bytearray(r.span[1] - r.span[0])
@@ -439,7 +448,7 @@ class TwinEngine:
                 r.pages.add(page.index)
 
     def move_drain(self, r: TwinRequest) -> bool:
-        r.drained = {o for o in r.drained if o.state not in ("done", "finish")}
+        r.drained = {o for o in r.drained if o.started and o.state not in ("done", "finish")}
         if r.drained:
             return False
         self.drains.remove(r)
