@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -65,6 +66,15 @@ def fresh(tmp_path: Path) -> Images:
     return Images(tuple(image.path for image in created.images))
 
 
+def answers(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as one:
+        try:
+            one.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+    return True
+
+
 @pytest.fixture
 async def lockd(tmp_path: Path) -> AsyncIterator[str]:
     """A lock server of this test's own; gives the value for --lock."""
@@ -73,7 +83,7 @@ async def lockd(tmp_path: Path) -> AsyncIterator[str]:
         [sys.executable, "-m", "raidfs", "lockd", "--listen", address],
     )
     with trio.fail_after(20):
-        while not os.path.exists(f"{tmp_path}/lock"):
+        while not answers(f"{tmp_path}/lock"):  # its path is there before it listens
             await trio.sleep(0.01)
     (tmp_path / "lock.pid").write_text(str(process.pid))
     yield address
