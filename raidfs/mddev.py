@@ -157,12 +157,13 @@ class Mddev:
             self.reconfig_mutex.unlock()
 
     async def fail(self, path: str) -> None:
-        """Make a leg faulty on all nodes (``raidfs fail``); raises NoSuchLeg, LastLeg, MessageRefused."""
+        """Make a leg faulty on all nodes (``raidfs fail``); raises NoSuchLeg, LastLeg, MessageRefused.
+
+        Also when it is faulty already: the token comes after whatever update is still on its way to some node.
+        """
         await self.reconfig_mutex.lock("fail")
         try:
             leg = self.array.find_leg(path)
-            if leg.state == LegState.FAULTY and leg not in self._marked:
-                return  # on all nodes; while it is marked, some may not have heard: the token comes after that
             if leg.state == LegState.IN_SYNC and self.array.is_last(leg):
                 raise LastLeg(path=leg.path)
             # Writes go to the leg until its failure is durable: refused, it has missed nothing.
