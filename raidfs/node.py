@@ -31,8 +31,8 @@ from raidfs.cluster.channel import Channel
 from raidfs.cluster.membership import Membership
 from raidfs.cluster.mutex import ReconfigMutex
 from raidfs.cluster.receiver import Receiver
-from raidfs.control.schema import NodeStatus
-from raidfs.errors import LegInUseElsewhere, LockError, LockspaceLost, RaidfsError
+from raidfs.control.schema import NodeStatus, SyncStatus
+from raidfs.errors import LegInUseElsewhere, LockError, LockspaceLost, RaidfsError, UnknownMethod
 from raidfs.host import Host, LinuxHost
 from raidfs.lock.api import Lockspace
 from raidfs.mddev import Mddev
@@ -96,6 +96,33 @@ class Node:
     async def fail(self, path: str) -> None:
         """See `raidfs.mddev.Mddev.fail`."""
         await self.mddev.fail(path)
+
+    def sync_status(self) -> SyncStatus:
+        """Return what is synced, by whom and how far, or what is due."""
+        needed = self.array.port.engine.statistics()["chunks_needed"]
+        if not needed:
+            return SyncStatus()
+        return SyncStatus(action="resync", state="pending", total_bytes=self.array.size_bytes)
+
+    async def sync_action(self, action: str) -> None:
+        """Begin or end a sync: ``resync``, ``check``, ``repair`` or ``idle`` (md: sync_action)."""
+        raise UnknownMethod(method="sync_action")
+
+    async def remove(self, path: str) -> None:
+        """Take a leg that is faulty or a spare out of the array, on all nodes."""
+        raise UnknownMethod(method="remove")
+
+    async def add(self, path: str, *, spare: bool, force: bool) -> None:
+        """Add an image to the array, on all nodes."""
+        raise UnknownMethod(method="add")
+
+    async def re_add(self, path: str) -> None:
+        """Take a leg that was a member back, on all nodes."""
+        raise UnknownMethod(method="re_add")
+
+    async def set_raid_devices(self, count: int) -> None:
+        """Change how many legs the array shall have, on all nodes."""
+        raise UnknownMethod(method="raid_devices")
 
     async def touch(self) -> None:
         """See `raidfs.mddev.Mddev.touch`."""

@@ -30,8 +30,9 @@ def node_status(node: Node) -> schema.NodeStatus:
     now = node.runtime.now()
     slot = node.membership.slot
     assert slot is not None
+    sync = node.sync_status()
     return schema.NodeStatus(
-        array=_array_status(array, statistics),
+        array=_array_status(array, statistics, sync.state),
         legs=_leg_statuses(array, statistics),
         node=schema.PlaceStatus(
             slot=slot, mountpoint="", pid=0, host="", since_s=0.0, read_only=array.read_only, plane="", lost=node.lost
@@ -43,6 +44,7 @@ def node_status(node: Node) -> schema.NodeStatus:
         waits=tuple(
             schema.WaitStatus(wait.task, wait.what, max(0.0, now - wait.since)) for wait in node.runtime.waits()
         ),
+        sync=sync,
     )
 
 
@@ -52,7 +54,7 @@ def _lock_address(node: Node) -> str:
     return node.options.lock
 
 
-def _array_status(array: Array, statistics: EngineStatistics) -> schema.ArrayStatus:
+def _array_status(array: Array, statistics: EngineStatistics, sync: schema.SyncState) -> schema.ArrayStatus:
     superblock = array.superblock
     return schema.ArrayStatus(
         name=superblock.array_name,
@@ -64,7 +66,7 @@ def _array_status(array: Array, statistics: EngineStatistics) -> schema.ArraySta
         nodes=array.layout.nodes,
         events=superblock.events,
         state="active" if statistics["chunks_dirty"] else "clean",
-        sync="pending" if statistics["chunks_needed"] else "idle",
+        sync=sync,
         created_s=superblock.ctime & 0xFFFFFFFFFF,
         updated_s=superblock.utime & 0xFFFFFFFFFF,
     )

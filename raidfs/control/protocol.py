@@ -5,8 +5,10 @@ Request: ``{"id": 1, "method": "status", "params": {}}``. Answer: ``{"id": 1, "r
 client knows whom it talks to before it asks.
 
 Methods: ``status`` -> NodeStatus; ``statistics`` -> EngineStatus; ``suspend`` {lo_bytes, hi_bytes} -> null, when no
-older write is in flight in the range; ``umount`` -> null, when nothing is mounted any more (the daemon then leaves
-its array and closes the connection when that is done).
+older write is in flight in the range; ``fail`` {image}, ``remove`` {path}, ``add`` {path, spare, force}, ``re_add``
+{path} and ``raid_devices`` {count} -> null, when all nodes have followed; ``sync_action`` {action} -> null, when it has
+been asked for; ``explain`` -> NodeExplanation; ``touch`` -> null; ``umount`` -> null, when nothing is mounted any more
+(the daemon then leaves its array and closes the connection when that is done).
 """
 
 from __future__ import annotations

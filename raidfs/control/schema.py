@@ -2,7 +2,8 @@
 
 ``status --json``, the text of ``status`` and metrics are all made from these values. The JSON may only grow:
 readers ignore keys they do not know and writers never drop or redefine one, so a command line and a daemon of
-neighbouring versions understand each other. `SCHEMA_VERSION` rises only if that promise has to be broken.
+neighbouring versions understand each other. A field that came later has a default, which stands for it in a document
+of before. `SCHEMA_VERSION` rises only if that promise has to be broken.
 
 Units end the names; a field without one counts or names something. Times are seconds since the epoch.
 """
@@ -22,16 +23,16 @@ SCHEMA_VERSION = 1
 T = TypeVar("T")
 
 LegState = Literal["in_sync", "recovering", "spare", "faulty", "missing"]
-SyncState = Literal["idle", "pending", "running", "remote", "delayed"]
+SyncState = Literal["idle", "pending", "running", "remote", "delayed", "frozen"]
+SyncAction = Literal["idle", "resync", "recover", "check", "repair"]
 
 
 @dataclasses.dataclass(frozen=True)
 class ArrayStatus:
     """The array as its superblock and the engine have it.
 
-    ``state`` is md's word: ``clean`` when no write may be under way, else ``active``. ``sync`` is ``idle``, ``pending``
-    (something has to be synced and nobody does), ``running`` here, ``remote`` on another node or ``delayed``.
-    ``nodes`` is the number of slots.
+    ``state`` is md's word: ``clean`` when no write may be under way, else ``active``. ``sync`` is the state of
+    `SyncStatus`, which tells more. ``nodes`` is the number of slots.
     """
 
     name: str
@@ -126,6 +127,37 @@ class EngineStatus:
 
 
 @dataclasses.dataclass(frozen=True)
+class MismatchRange:
+    """Bytes of the array in which a check found the legs to differ."""
+
+    start_bytes: int
+    length_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class SyncStatus:
+    """A pass over the array: the one that goes on, wherever it does, or else the one that is due.
+
+    ``action`` is what is done, in md's words of ``sync_action``. ``state``: ``idle``; ``pending`` (due, and nobody has
+    begun); ``running`` on this node; ``remote`` on the node ``slot`` that calls itself ``client``; ``frozen`` (stopped
+    by the user; ``action`` tells what is due). ``done_bytes`` of ``total_bytes`` are behind it; the speed is of the
+    last seconds, and ``finish_s`` the seconds still to come, None when that cannot be told. The mismatches are those
+    that the last check or repair of this node found: 512-byte sectors, and the ranges in which they lie.
+    """
+
+    action: SyncAction = "idle"
+    state: SyncState = "idle"
+    done_bytes: int = 0
+    total_bytes: int = 0
+    speed_bytes_s: int = 0
+    finish_s: float | None = None
+    slot: int | None = None
+    client: str | None = None
+    mismatch_sectors: int = 0
+    mismatch_ranges: tuple[MismatchRange, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class WaitStatus:
     """One wait that is going on: which task, what for in words, and for how long."""
 
@@ -146,6 +178,7 @@ class NodeStatus:
     lock: LockStatus
     engine: EngineStatus
     waits: tuple[WaitStatus, ...]
+    sync: SyncStatus = SyncStatus()
 
     def in_sync_count(self) -> int:
         """Return how many positions hold a leg that is in sync (the m of md's ``[n/m]``)."""
@@ -158,7 +191,10 @@ class NodeStatus:
     @classmethod
     def from_json(cls, document: Any) -> NodeStatus:
         """Return the value of a document; unknown keys are ignored. Raises BadDocument naming what does not fit."""
-        return typing.cast(NodeStatus, _value(cls, document, "status"))
+        status = typing.cast(NodeStatus, _value(cls, document, "status"))
+        if "sync" not in document and status.array.sync != "idle":
+            return dataclasses.replace(status, sync=SyncStatus(action="resync", state=status.array.sync))
+        return status
 
 
 _WORDS: dict[type, str] = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
@@ -169,17 +205,24 @@ def _fields(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
+@functools.cache
+def _required(cls: Any) -> frozenset[str]:
+    return frozenset(field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING)
+
+
 def _value(kind: Any, document: Any, where: str) -> Any:
     # Builds a value of the declared type out of parsed JSON; ``where`` is the path told in an error.
     origin = typing.get_origin(kind)
     if dataclasses.is_dataclass(kind):
         if not isinstance(document, dict):
             raise BadDocument(where=where, wanted="an object")
-        missing = sorted(set(_fields(typing.cast(type, kind))) - set(document))
+        missing = sorted(_required(typing.cast(type, kind)) - set(document))
         if missing:
             raise BadDocument(where=f"{where}.{missing[0]}", wanted="a value")
         values = {
-            key: _value(sub, document[key], f"{where}.{key}") for key, sub in _fields(typing.cast(type, kind)).items()
+            key: _value(sub, document[key], f"{where}.{key}")
+            for key, sub in _fields(typing.cast(type, kind)).items()
+            if key in document
         }
         return typing.cast(Any, kind)(**values)
     if origin is tuple:

@@ -154,3 +154,11 @@ def integer(params: dict[str, Any], name: str) -> int:
     if type(value) is not int:
         raise BadDocument(where=f"params.{name}", wanted="an integer")
     return value
+
+
+def boolean(params: dict[str, Any], name: str) -> bool:
+    """Return the parameter ``name``, which is true or false. Raises BadDocument."""
+    value = params.get(name)
+    if not isinstance(value, bool):
+        raise BadDocument(where=f"params.{name}", wanted="true or false")
+    return value

@@ -236,6 +236,22 @@ class _Daemon:
         async def fail(params: dict[str, Any]) -> None:
             await node.fail(server.text(params, "image"))
 
+        async def sync_action(params: dict[str, Any]) -> None:
+            await node.sync_action(server.text(params, "action"))
+
+        async def remove(params: dict[str, Any]) -> None:
+            await node.remove(server.text(params, "path"))
+
+        async def add(params: dict[str, Any]) -> None:
+            spare, force = server.boolean(params, "spare"), server.boolean(params, "force")
+            await node.add(server.text(params, "path"), spare=spare, force=force)
+
+        async def re_add(params: dict[str, Any]) -> None:
+            await node.re_add(server.text(params, "path"))
+
+        async def raid_devices(params: dict[str, Any]) -> None:
+            await node.set_raid_devices(server.integer(params, "count"))
+
         async def touch(params: dict[str, Any]) -> None:
             await node.touch()
 
@@ -254,6 +270,11 @@ class _Daemon:
             "statistics": statistics,
             "suspend": suspend,
             "fail": fail,
+            "sync_action": sync_action,
+            "remove": remove,
+            "add": add,
+            "re_add": re_add,
+            "raid_devices": raid_devices,
             "touch": touch,
             "explain": explain,
             "umount": umount,

@@ -57,6 +57,27 @@ class ServedNode(Protocol):
     async def fail(self, path: str) -> None:
         """Make the leg with that image faulty on all nodes (``raidfs fail``)."""
 
+    async def sync_action(self, action: str) -> None:
+        """Begin or end a sync: ``resync``, ``check``, ``repair`` or ``idle`` (md: sync_action).
+
+        Returns when it has been asked for and not when it is over; ``idle`` when nothing runs any more.
+        """
+
+    async def remove(self, path: str) -> None:
+        """Take the leg with that image, faulty or a spare, out of the array on all nodes (``raidfs remove``)."""
+
+    async def add(self, path: str, *, spare: bool, force: bool) -> None:
+        """Add an image to the array on all nodes (``raidfs add``); with ``spare`` it stays one (``add-spare``).
+
+        ``force`` overwrites what the image holds.
+        """
+
+    async def re_add(self, path: str) -> None:
+        """Take the leg with that image back, which was a member before, on all nodes (``raidfs re-add``)."""
+
+    async def set_raid_devices(self, count: int) -> None:
+        """Change how many legs the array shall have, on all nodes (``raidfs grow --raid-devices``)."""
+
     async def touch(self) -> None:
         """Do one metadata update that changes nothing but the event count, on all nodes; for tests and measuring."""
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from support.memory_node import sample_status
 
-from raidfs.control.schema import NodeStatus, WaitStatus
+from raidfs.control.schema import MismatchRange, NodeStatus, SyncStatus, WaitStatus
 from raidfs.errors import BadDocument
 
 
@@ -66,6 +66,23 @@ def test_a_missing_key_is_named(document: Any) -> None:
     del document["bitmap"]["dirty"]
     with pytest.raises(BadDocument, match=r"status\.bitmap\.dirty is not a value"):
         NodeStatus.from_json(document)
+
+
+def test_a_sync_with_its_mismatches_comes_back_from_json_as_it_was(document: Any) -> None:
+    sync = SyncStatus("check", "remote", 10, 100, 5, 18.0, 2, "host-c:3", 9, (MismatchRange(0, 4096),))
+    status = dataclasses.replace(NodeStatus.from_json(document), sync=sync)
+    assert NodeStatus.from_json(json.loads(json.dumps(status.to_json()))) == status
+
+
+def test_a_document_of_before_syncs_were_told_is_understood(document: Any) -> None:
+    del document["sync"]
+    assert NodeStatus.from_json(document).sync == SyncStatus()
+
+
+def test_a_node_of_before_that_waits_for_a_resync_is_not_called_idle(document: Any) -> None:
+    del document["sync"]
+    document["array"]["sync"] = "pending"
+    assert NodeStatus.from_json(document).sync == SyncStatus(action="resync", state="pending")
 
 
 def test_legs_that_are_not_in_sync_do_not_count() -> None:

@@ -161,6 +161,21 @@ class MemoryNode:
     async def fail(self, path: str) -> None:
         raise LastLeg(path=path)
 
+    async def sync_action(self, action: str) -> None:
+        return
+
+    async def remove(self, path: str) -> None:
+        return
+
+    async def add(self, path: str, *, spare: bool, force: bool) -> None:
+        return
+
+    async def re_add(self, path: str) -> None:
+        return
+
+    async def set_raid_devices(self, count: int) -> None:
+        return
+
     async def touch(self) -> None:
         return
 
