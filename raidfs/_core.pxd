@@ -2,14 +2,21 @@
 #
 # A *plane* fills a Request and calls engine_submit; the reply comes through the Request's Port. A *backend* calls
 # engine_take_op for the next leg operation, carries it out and calls engine_complete_op. All of these may be called
-# from any thread, without the GIL; one short mutex per engine guards every transition.
+# from any thread, without the GIL; one short mutex per engine guards every transition. A thread that has several things
+# to do takes the mutex itself, calls the *_locked functions, and leaves with engine_unlock.
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:
         pass
-    int pthread_mutex_init(pthread_mutex_t *mutex, const void *attributes)
+    ctypedef struct pthread_mutexattr_t:
+        pass
+    int PTHREAD_MUTEX_ADAPTIVE_NP
+    int pthread_mutexattr_init(pthread_mutexattr_t *attributes)
+    int pthread_mutexattr_settype(pthread_mutexattr_t *attributes, int kind)
+    int pthread_mutexattr_destroy(pthread_mutexattr_t *attributes)
+    int pthread_mutex_init(pthread_mutex_t *mutex, const pthread_mutexattr_t *attributes)
     int pthread_mutex_destroy(pthread_mutex_t *mutex)
     int pthread_mutex_lock(pthread_mutex_t *mutex)
     int pthread_mutex_unlock(pthread_mutex_t *mutex)
@@ -235,6 +242,10 @@ cdef struct EngineState:
     uint32_t ops_fresh           # of these, those that the backend has not been told of
     ops_notify_fn ops_notify     # called without the mutex when there are new operations; may be NULL
     void *ops_context
+    # the data plane: its replies are delivered by whichever thread leaves the engine while some wait
+    Port *plane_port
+    notify_fn plane_deliver      # called without the mutex
+    void *plane_context
     # events for control
     Event raised[LEGS_MAX][3]
     notify_fn event_notify
@@ -251,10 +262,14 @@ cdef struct EngineState:
     uint32_t free_counts[BUFFER_CLASSES]
 
 cdef void engine_submit(EngineState *e, Request *r) noexcept nogil
+cdef void engine_submit_locked(EngineState *e, Request *r) noexcept nogil
 cdef Request *engine_take_reply(EngineState *e, Port *port) noexcept nogil
+cdef Request *engine_take_replies_locked(Port *port) noexcept nogil
 cdef LegOp *engine_take_op(EngineState *e) noexcept nogil
 cdef LegOp *engine_take_op_locked(EngineState *e) noexcept nogil
 cdef void engine_complete_op(EngineState *e, LegOp *op, int64_t result) noexcept nogil
+cdef void engine_complete_op_locked(EngineState *e, LegOp *op, int64_t result) noexcept nogil
+cdef void engine_unlock(EngineState *e) noexcept nogil
 
 cdef class Engine:
     cdef EngineState *e
@@ -262,6 +277,7 @@ cdef class Engine:
     cdef uint64_t next_tag
     cdef dict _taken
     cdef dict _requests
+    cdef object plane                # kept until the engine ends: any thread that leaves it may still call the plane
     cdef object __weakref__
     cdef void _free_bitmap(self) noexcept
     cdef _load_bitmap(self, const unsigned char *bits, uint64_t bitmap_bytes)

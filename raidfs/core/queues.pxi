@@ -69,14 +69,23 @@ cdef void op_submit(EngineState *e, LegOp *op, int kind, uint32_t leg, uint64_t 
 
 
 cdef void engine_unlock(EngineState *e) noexcept nogil:
-    """Unlock, and only then wake the backend: whom it wakes would else wait for the mutex at once."""
+    """Unlock, and only then wake the backend: whom it wakes would else wait for the mutex at once.
+
+    Replies of the data plane are delivered here as well, by this thread: nobody has to be woken for them.
+    """
     cdef uint32_t fresh = e.ops_fresh
     cdef ops_notify_fn notify = e.ops_notify
     cdef void *context = e.ops_context
+    cdef notify_fn deliver = NULL
+    cdef void *plane = e.plane_context
+    if e.plane_port != NULL and e.plane_port.head != NULL:
+        deliver = e.plane_deliver
     e.ops_fresh = 0
     pthread_mutex_unlock(&e.mutex)
     if fresh and notify != NULL:
         notify(context, fresh)
+    if deliver != NULL:
+        deliver(plane)
 
 
 cdef LegOp *engine_take_op_locked(EngineState *e) noexcept nogil:
@@ -129,6 +138,14 @@ cdef Request *engine_take_reply(EngineState *e, Port *port) noexcept nogil:
             port.tail = NULL
         r.next = NULL
     pthread_mutex_unlock(&e.mutex)
+    return r
+
+
+cdef Request *engine_take_replies_locked(Port *port) noexcept nogil:
+    """Return all replied requests of `port`, oldest first and linked by `next`; the caller holds the mutex."""
+    cdef Request *r = port.head
+    port.head = NULL
+    port.tail = NULL
     return r
 
 

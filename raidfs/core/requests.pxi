@@ -4,6 +4,11 @@
 cdef void engine_submit(EngineState *e, Request *r) noexcept nogil:
     """Take a request; it is replied through its port, always."""
     pthread_mutex_lock(&e.mutex)
+    engine_submit_locked(e, r)
+    engine_unlock(e)
+
+
+cdef void engine_submit_locked(EngineState *e, Request *r) noexcept nogil:
     e.serial += 1
     r.serial = e.serial
     r.next = NULL
@@ -23,7 +28,6 @@ cdef void engine_submit(EngineState *e, Request *r) noexcept nogil:
     memset(r.ops, 0, sizeof(r.ops))
     admit(e, r)
     run(e)
-    engine_unlock(e)
 
 
 cdef void admit(EngineState *e, Request *r) noexcept nogil:
@@ -440,8 +444,13 @@ cdef void engine_complete_op(EngineState *e, LegOp *op, int64_t result) noexcept
 
     A short transfer is an error (EIO): the backend has already tried to go on.
     """
-    cdef int error = 0
     pthread_mutex_lock(&e.mutex)
+    engine_complete_op_locked(e, op, result)
+    engine_unlock(e)
+
+
+cdef void engine_complete_op_locked(EngineState *e, LegOp *op, int64_t result) noexcept nogil:
+    cdef int error = 0
     ENSURE(op.pending)
     op.pending = False
     e.ops_taken -= 1
@@ -458,7 +467,6 @@ cdef void engine_complete_op(EngineState *e, LegOp *op, int64_t result) noexcept
     else:
         request_op_done(e, <Request *> op.owner, op, error)
     run(e)
-    engine_unlock(e)
 
 
 cdef void request_op_done(EngineState *e, Request *r, LegOp *op, int error) noexcept nogil:
