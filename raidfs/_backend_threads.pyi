@@ -15,3 +15,6 @@ class ThreadBackend:
 
 def notify_eventfd(engine: Engine, fd: int) -> None:
     """Let the engine add 1 to eventfd ``fd`` when replies or events come to an empty queue; -1 ends that."""
+
+def notify_ops_eventfd(engine: Engine, fd: int) -> None:
+    """Let the engine add 1 to eventfd ``fd`` when there are new leg operations to take; -1 ends that."""

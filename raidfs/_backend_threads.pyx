@@ -13,7 +13,8 @@ from libc.stdlib cimport calloc, free
 
 from raidfs._core cimport (
     LEGS_MAX, OP_FLUSH, OP_READ, OP_WRITE_DURABLE, Engine, EngineState, LegOp,
-    engine_complete_op, engine_take_op_locked, notify_fn, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
+    engine_complete_op, engine_take_op_locked, notify_fn, ops_notify_fn,
+    pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
 )
 
 cdef extern from "<pthread.h>" nogil:
@@ -194,4 +195,22 @@ def notify_eventfd(Engine engine not None, int fd):
         engine.port.notify = notify
         e.event_context = <void *> <intptr_t> fd
         e.event_notify = notify
+        pthread_mutex_unlock(&e.mutex)
+
+
+cdef void ops_eventfd_notify(void *context, uint32_t fresh) noexcept nogil:
+    """Called by the engine, without its mutex, when there are new leg operations."""
+    eventfd_notify(context)
+
+
+def notify_ops_eventfd(Engine engine not None, int fd):
+    """Let the engine add 1 to eventfd `fd` when there are new leg operations, for a backend in Python; -1 ends that."""
+    cdef EngineState *e = engine.e
+    cdef ops_notify_fn notify = NULL
+    if fd >= 0:
+        notify = ops_eventfd_notify
+    with nogil:
+        pthread_mutex_lock(&e.mutex)
+        e.ops_context = <void *> <intptr_t> fd
+        e.ops_notify = notify
         pthread_mutex_unlock(&e.mutex)

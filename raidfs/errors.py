@@ -85,6 +85,18 @@ class BadSize(UsageError):
     template = "{text!r} is not a size; write bytes or a number with K, M, G or T, for example 64M"
 
 
+class BadFault(UsageError):
+    """A fault for ``raidfs mount --fault`` that cannot be read; ``problem`` names the word."""
+
+    template = "--fault {text}: {problem}"
+
+
+class FaultOfNoLeg(UsageError):
+    """A fault is for an image that is not among those given: it would never strike."""
+
+    template = "--fault {text}: no image is called {leg}; the images are {images}"
+
+
 # ---- images and their format -------------------------------------------------------------------------------
 
 

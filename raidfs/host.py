@@ -19,6 +19,8 @@ from raidfs.array.images import OpenImage, open_image
 from raidfs.array.port import EnginePort
 from raidfs.backend import LegBackend, ThreadedLegs
 from raidfs.errors import ImageInUse, NeedsBuffered, OtherManager
+from raidfs.faults import Fault
+from raidfs.faulty_legs import FaultyLegs
 from raidfs.lock.api import LockManager
 from raidfs.lock.autostart import open_manager
 from raidfs.node_options import NodeOptions
@@ -53,7 +55,10 @@ class Host(Protocol):
 
 
 class LinuxHost:
-    """`Host` of production."""
+    """`Host` of production; ``faults`` happen to the legs' I/O, for those who want to see what is made of them."""
+
+    def __init__(self, faults: Sequence[Fault] = ()) -> None:
+        self._faults = faults
 
     def wall_time(self) -> int:
         """See `Host.wall_time`."""
@@ -73,7 +78,7 @@ class LinuxHost:
 
     def backend(self, port: EnginePort) -> LegBackend:
         """See `Host.backend`."""
-        return ThreadedLegs(port)
+        return FaultyLegs(port, self._faults) if self._faults else ThreadedLegs(port)
 
     def lock_manager(
         self, runtime: Runtime, options: NodeOptions, array_uuid: str

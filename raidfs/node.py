@@ -242,7 +242,7 @@ async def open_node(runtime: Runtime, options: NodeOptions, host: Host | None = 
     Raises the RaidfsError that says why the array cannot be joined (inside an exception group, as all errors of
     nurseries); nothing was written then, except that a slot's bitmap may have been.
     """
-    host = host or LinuxHost()
+    host = host or LinuxHost(options.faults)
     first = assemble(await host.candidates(options.images), run=options.run, cluster_name=options.cluster_name)
     uuid = _dashed(first.set_uuid)
     async with host.lock_manager(runtime, options, uuid) as manager:

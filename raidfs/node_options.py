@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from raidfs.faults import Fault
+
 
 @dataclasses.dataclass(frozen=True)
 class NodeOptions:
@@ -13,7 +15,8 @@ class NodeOptions:
     ``unix:PATH``, ``tls://HOST:PORT`` or ``dlm``). ``client_name`` is how other nodes see this one in queries.
     ``run`` starts a degraded array, as ``mdadm --run`` does. ``read_only`` refuses writes. ``slot`` asks for one slot
     and no other; None takes the first free one. ``cluster_name`` must match the array's when it is given.
-    ``buffered`` opens legs without O_DIRECT, which only one host at a time may do.
+    ``buffered`` opens legs without O_DIRECT, which only one host at a time may do. ``faults`` are to happen to the
+    I/O of the legs, see `raidfs.faults`.
     """
 
     images: tuple[str, ...]
@@ -24,3 +27,4 @@ class NodeOptions:
     slot: int | None = None
     cluster_name: str | None = None
     buffered: bool = False
+    faults: tuple[Fault, ...] = ()

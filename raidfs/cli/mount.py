@@ -8,7 +8,8 @@ import socket
 from typing import TYPE_CHECKING
 
 from raidfs.control.paths import canonical_mountpoint
-from raidfs.errors import RaidfsError
+from raidfs.errors import FaultOfNoLeg, RaidfsError
+from raidfs.faults import Fault, parse_fault
 from raidfs.mount.options import PLANES, MountOptions
 from raidfs.node_options import NodeOptions
 
@@ -28,6 +29,28 @@ examples:
   raidfs mount /srv/a.img /srv/b.img /mnt/node0
   raidfs mount --run /srv/a.img /mnt/node0          start although the other image is missing
   raidfs mount --foreground a.img b.img /mnt/node0  stay, log to the terminal; Ctrl-C unmounts
+
+faults: --fault KIND[,KEY=VALUE]...
+  error            the I/O is not done and ends with an error
+  delay            the I/O is done after some time
+  torn             only the beginning of a write reaches the image, and it ends with an error
+  short            only the beginning is read or written, and that is what the leg says
+  lost-flush       a flush is acknowledged and not done, a durable write done without its flush
+  misdirect        a write goes beside its place
+  gone             from now on all I/O of the leg ends with an error
+which I/O (without any: all, of every leg):
+  leg=IMG          this leg: an image, its last name, or a position (0, 1 ...)
+  on=KIND+KIND     read, write, flush
+  at=FIRST-LAST    that touches these bytes of the image: 8K-64K, 1M-
+  nth=N            from the N-th on that matches, by itself only that one; each leg counts for itself
+  count=N          so many of them, or all
+what happens:
+  errno=NAME       the error (EIO; gone: ENODEV; torn also takes none: acknowledged all the same)
+  seconds=S        how long a delay is (1)
+  keep=N           how many pieces of 512 bytes are done of what is torn or short (1)
+  by=SIZE          how far beside its place (4K)
+  raidfs mount --fault error,leg=b.img,on=write,nth=5,errno=ENOSPC --fault delay,on=flush,seconds=0.2 ...
+The node's log tells what was struck.
 
 The log of a node without --foreground is in $XDG_RUNTIME_DIR/raidfs, else /run/raidfs (RAIDFS_RUNTIME_DIR names
 another directory). RAIDFS_LOG=info or debug in the environment makes it say more.
@@ -64,6 +87,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--foreground", action="store_true", help="be the node in this process; SIGTERM unmounts")
     parser.add_argument("--plane", choices=PLANES, default=PLANES[0], help="who serves data (default: %(default)s)")
+    parser.add_argument(
+        "--fault",
+        metavar="SPEC",
+        action="append",
+        default=[],
+        help="let I/O of the legs go wrong on purpose; can be repeated, see below",
+    )
     # The pipe to the process that started this one, see raidfs.mount.launch.
     parser.add_argument("--status-fd", type=int, help=argparse.SUPPRESS)
 
@@ -81,6 +111,7 @@ def run(args: argparse.Namespace) -> int:
             slot=args.slot,
             cluster_name=args.cluster_name,
             buffered=args.buffered,
+            faults=_faults(args.fault, args.images),
         ),
         plane=args.plane,
     )
@@ -102,6 +133,22 @@ def run(args: argparse.Namespace) -> int:
             raise  # into the log: the command that started the node has returned long ago
         return error.exit_code
     return 0
+
+
+def _faults(texts: list[str], images: list[str]) -> tuple[Fault, ...]:
+    real = {os.path.realpath(path) for path in images}
+    names = {os.path.basename(path) for path in real}
+    faults = []
+    for text in texts:
+        fault = parse_fault(text)
+        if fault.leg is not None and "/" in fault.leg:
+            # The node knows the real names, and runs in another directory.
+            leg = os.path.realpath(fault.leg)
+            fault = parse_fault(text.replace(f"leg={fault.leg}", f"leg={leg}"))
+        if fault.leg is not None and not fault.leg.isdecimal() and fault.leg not in real | names:
+            raise FaultOfNoLeg(text=fault.text, leg=fault.leg, images=", ".join(images))
+        faults.append(fault)
+    return tuple(faults)
 
 
 def _be_the_node(options: MountOptions, pipe: StatusPipe | None) -> None:

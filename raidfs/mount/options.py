@@ -28,4 +28,6 @@ class MountOptions:
         words += ["--buffered"] if node.buffered else []
         words += ["--slot", str(node.slot)] if node.slot is not None else []
         words += ["--cluster-name", node.cluster_name] if node.cluster_name is not None else []
+        for fault in node.faults:
+            words += ["--fault", fault.text]
         return [*words, "--", *node.images, self.mountpoint]
