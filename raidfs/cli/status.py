@@ -22,8 +22,8 @@ node's slot, and who else is there.
 """
 
 _EPILOG = """
---test exits as `mdadm --detail --test`: 0 all legs in sync, 1 degraded, 2 unusable, 4 cannot tell; of several nodes the
-worst counts. --json prints one document; its keys stay, new ones may come.
+--test exits as `mdadm --detail --test`: 0 all legs in sync, 1 degraded or a leg is faulty, 2 unusable, 4 cannot tell;
+of several nodes the worst counts. --json prints one document; its keys stay, new ones may come.
 """
 
 
@@ -92,4 +92,6 @@ def verdict(found: list[NodeStatus], failures: list[RaidfsError]) -> int:
 def _health(status: NodeStatus) -> int:
     if status.node.lost is not None or status.in_sync_count() == 0:
         return TEST_UNUSABLE
-    return TEST_FINE if status.in_sync_count() >= status.array.raid_disks else TEST_DEGRADED
+    # mdadm's 1 is "at least one failed device", also when a spare has taken its place already.
+    whole = status.in_sync_count() >= status.array.raid_disks and all(leg.state != "faulty" for leg in status.legs)
+    return TEST_FINE if whole else TEST_DEGRADED

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 
+from raidfs.cli import sync_text
 from raidfs.control.schema import LegStatus, NodeStatus
 from raidfs.units import KIB, PAGE_BYTES, format_size
-
-_SYNC_WORDS = {"pending": "PENDING", "delayed": "DELAYED", "remote": "REMOTE", "running": "RUNNING"}
 
 _LEG_WORDS = {
     "in_sync": "active sync",
@@ -32,14 +32,17 @@ def mdstat(status: NodeStatus) -> str:
         f"      {array.size_bytes // KIB} blocks super 1.2 [{array.raid_disks}/{status.in_sync_count()}] "
         f"[{_positions(status)}]",
     ]
-    if array.sync in _SYNC_WORDS:
-        lines.append(f"      \tresync={_SYNC_WORDS[array.sync]}")
+    progress = sync_text.mdstat_line(status.sync)
+    if progress is not None:
+        lines.append(f"      {progress}")
     lines += [
         f"      bitmap: {bitmap.pages_allocated}/{bitmap.pages} pages "
         f"[{bitmap.pages_allocated * PAGE_BYTES // KIB}KB], {bitmap.chunk_bytes // KIB}KB chunk",
         f"      node: slot {node.slot} of {array.nodes} at {node.mountpoint}, pid {node.pid}",
         f"      members: {_members(status)}",
     ]
+    if status.sync.mismatch_sectors:
+        lines.append(f"      mismatches: {sync_text.mismatches(status.sync)}")
     if node.lost is not None:
         lines.append(f"      LOST: {node.lost}; every request gets EIO until it is unmounted and mounted again")
     return "\n".join(lines) + "\n"
@@ -64,7 +67,7 @@ def detail(status: NodeStatus) -> str:
     array, node, bitmap, engine = status.array, status.node, status.bitmap, status.engine
     count = {state: sum(leg.state == state for leg in status.legs) for state in _LEG_WORDS}
     working = len(status.legs) - count["faulty"] - count["missing"]
-    groups: list[list[tuple[str, object]]] = [
+    groups: list[Sequence[tuple[str, object]]] = [
         [
             ("Version", "1.2"),
             ("Creation Time", _date(array.created_s)),
@@ -84,6 +87,7 @@ def detail(status: NodeStatus) -> str:
             ("Spare Devices", count["spare"] + count["recovering"]),
         ],
         [("Consistency Policy", "bitmap")],
+        sync_text.detail_lines(status.sync),
         [
             ("Name", array.name),
             ("Cluster Name", array.cluster_name),
@@ -104,7 +108,7 @@ def detail(status: NodeStatus) -> str:
             ("Transferred", f"{format_size(engine.read_bytes)} read, {format_size(engine.written_bytes)} written"),
         ],
     ]  # fmt: skip
-    blocks = ["".join(f"{label:>{_LABEL_WIDTH}} : {value}\n" for label, value in group) for group in groups]
+    blocks = ["".join(f"{label:>{_LABEL_WIDTH}} : {value}\n" for label, value in group) for group in groups if group]
     waits = "".join(f"      {wait.task} waits for {wait.what}, {wait.waited_s:.1f} s\n" for wait in status.waits)
     return f"{os.path.join(node.mountpoint, array.name)}:\n" + "\n".join([*blocks, _legs(status)]) + waits
 
@@ -115,10 +119,9 @@ def _state(status: NodeStatus) -> str:
         words.append("degraded" if status.in_sync_count() else "FAILED")
     if status.node.read_only:
         words.append("read-only")
-    if status.array.sync == "running":
-        words.append("resyncing")
-    elif status.array.sync in _SYNC_WORDS:
-        words.append(f"resyncing ({_SYNC_WORDS[status.array.sync]})")
+    syncing = sync_text.detail_state(status.sync)
+    if syncing is not None:
+        words.append(syncing)
     return ", ".join(words)
 
 

@@ -6,7 +6,9 @@ import pytest
 from support.memory_node import sample_status
 
 from raidfs.cli import status, status_text
-from raidfs.control.schema import LegStatus, NodeStatus, WaitStatus
+from raidfs.control.schema import LegStatus, MismatchRange, NodeStatus, SyncStatus, WaitStatus
+
+FAULTY = LegStatus("/srv/c.img", 2, None, "faulty", True, 0, 0)
 
 
 @pytest.fixture
@@ -21,8 +23,9 @@ def _with_leg(healthy: NodeStatus, **changes: object) -> NodeStatus:
     return dataclasses.replace(healthy, legs=legs)
 
 
-def _with_sync(healthy: NodeStatus, sync: str) -> NodeStatus:
-    return dataclasses.replace(healthy, array=dataclasses.replace(healthy.array, sync=sync))  # type: ignore[arg-type]
+def _with_sync(healthy: NodeStatus, state: str, **changes: object) -> NodeStatus:
+    sync = SyncStatus("resync", state, 16 << 20, 64 << 20, 1 << 20, 48.0, **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(healthy, sync=sync)
 
 
 def _lost(healthy: NodeStatus) -> NodeStatus:
@@ -62,9 +65,29 @@ def test_a_spare_is_marked_and_counts_for_nothing(healthy: NodeStatus) -> None:
     )
 
 
-@pytest.mark.parametrize("word", ["pending", "delayed", "remote"])
-def test_a_resync_that_does_not_run_here_has_mds_word(healthy: NodeStatus, word: str) -> None:
+@pytest.mark.parametrize("word", ["pending", "frozen"])
+def test_a_resync_that_does_not_run_has_mds_word(healthy: NodeStatus, word: str) -> None:
     assert status_text.mdstat(_with_sync(healthy, word)).splitlines()[2] == f"      \tresync={word.upper()}"
+
+
+def test_a_resync_that_another_node_does_is_shown_as_far_as_it_is(healthy: NodeStatus) -> None:
+    text = status_text.mdstat(_with_sync(healthy, "remote", slot=1, client="host-b:2"))
+    assert text.splitlines()[2] == (
+        "      [=====>...............]  resync = 25.0% (16384/65536) finish=0.8min speed=1024K/sec by slot 1 (host-b:2)"
+    )
+
+
+def test_what_a_check_has_found_is_told(healthy: NodeStatus) -> None:
+    found = dataclasses.replace(
+        healthy, sync=SyncStatus(mismatch_sectors=8, mismatch_ranges=(MismatchRange(4096, 4096),))
+    )
+    assert "\n      mismatches: 8 sectors of 512 bytes in 1 range\n" in status_text.mdstat(found)
+    assert (
+        "Consistency Policy : bitmap\n\n"
+        "        Mismatches : 8 sectors of 512 bytes in 1 range\n"
+        "                   : 4 KiB at byte 4096\n\n"
+        "              Name : md0\n"
+    ) in status_text.detail(found)
 
 
 def test_a_read_only_node_says_so_where_md_does(healthy: NodeStatus) -> None:
@@ -102,6 +125,8 @@ def test_the_detail_has_mdadms_lines(healthy: NodeStatus) -> None:
         (lambda healthy: dataclasses.replace(healthy, legs=()), "clean, FAILED"),
         (lambda healthy: _with_sync(healthy, "pending"), "clean, resyncing (PENDING)"),
         (lambda healthy: _with_sync(_with_leg(healthy, state="recovering"), "running"), "clean, degraded, resyncing"),
+        (lambda healthy: _with_sync(healthy, "frozen"), "clean, resyncing (FROZEN)"),
+        (lambda healthy: _with_sync(healthy, "remote", slot=1), "clean, resyncing by slot 1"),
     ],
 )
 def test_the_state_is_told_in_mdadms_words(healthy: NodeStatus, change: object, state: str) -> None:
@@ -127,6 +152,8 @@ def test_the_detail_tells_errors_buffering_waits_and_loss(healthy: NodeStatus) -
         (lambda healthy: _with_leg(healthy, state="faulty"), 1),
         (lambda healthy: _with_leg(healthy, state="missing"), 1),
         (lambda healthy: _with_leg(healthy, state="recovering"), 1),
+        (lambda healthy: dataclasses.replace(healthy, legs=(*healthy.legs, FAULTY)), 1),
+        (lambda healthy: _with_leg(_with_leg(healthy, state="faulty"), state="spare", role=None), 1),
         (lambda healthy: dataclasses.replace(healthy, legs=()), 2),
         (_lost, 2),
     ],
