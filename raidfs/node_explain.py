@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from raidfs.control.explanation import LockWait, NodeExplanation, TaskWait
+from raidfs.control.schema import SyncStatus
 from raidfs.lock.api import Mode, ResourceView
 from raidfs.lock.modes import compatible
 
@@ -46,7 +47,16 @@ async def node_explanation(node: Node) -> NodeExplanation:
         reconfig_mutex=node.mddev.reconfig_mutex.owner,
         recv_mutex=node.channel.recv_mutex.owner,
         parked=dict(node.array.port.engine.statistics()["waiting"]),
+        sync=sync_that_waits(node.sync_status()),
     )
+
+
+def sync_that_waits(sync: SyncStatus) -> str | None:
+    """Return what is said of a sync that is due and does not run, and None of any other."""
+    word = "recovery" if sync.action == "recover" else sync.action
+    if sync.state == "frozen":
+        return f"a {word} is due and was stopped with `raidfs idle`; `raidfs resync` lets it go on"
+    return f"a {word} is due and has not begun" if sync.state == "pending" else None
 
 
 def _watches(what: str) -> bool:

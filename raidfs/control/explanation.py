@@ -36,7 +36,10 @@ class LockWait:
 
 @dataclasses.dataclass(frozen=True)
 class NodeExplanation:
-    """One node's document; ``parked`` counts its data requests by what they wait for."""
+    """One node's document; ``parked`` counts its data requests by what they wait for.
+
+    ``sync`` tells of a sync that is due and does not run, in words.
+    """
 
     client: str
     slot: int
@@ -49,6 +52,7 @@ class NodeExplanation:
     reconfig_mutex: str | None
     recv_mutex: str | None
     parked: dict[str, int]
+    sync: str | None = None
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> NodeExplanation:
@@ -142,6 +146,8 @@ def _node_lines(node: NodeExplanation) -> list[str]:
     flags = [flag for flag in node.flags if flag != "ALREADY_IN_CLUSTER"]
     if flags:
         text.append(f"    flags: {', '.join(flags)}")
+    if node.sync is not None:
+        text.append(f"    {node.sync}")
     if node.parked:
         parked = ", ".join(f"{count} {stage}" for stage, count in sorted(node.parked.items()))
         text.append(f"    data requests: {parked}")

@@ -56,3 +56,12 @@ def test_the_text_says_what_waits_for_what_and_for_how_long() -> None:
         "    ack: a wants EX (has NL) for 12.3 s, behind b",
         "  everybody waits for: b; look at what it waits for above",
     ]
+
+
+def test_a_sync_that_waits_is_told_and_a_node_of_before_has_none() -> None:
+    told = dataclasses.replace(node("a", 0), sync="a recovery is due and has not begun")
+    assert lines([told]) == ["md0 (u)", "  a (slot 0)", "    a recovery is due and has not begun"]
+    document = dataclasses.asdict(told)
+    assert NodeExplanation.from_json(document) == told
+    del document["sync"]
+    assert NodeExplanation.from_json(document).sync is None
