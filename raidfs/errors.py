@@ -797,6 +797,23 @@ class BadRange(UsageError):
     template = "bytes {lo} to {hi} are no range of this array; give 0 <= lo < hi <= {size}, or 0 0 to lift"
 
 
+# ---- waiting for a sync ------------------------------------------------------------------------------------
+
+
+class SyncFrozen(ControlError):
+    """A wait for a sync that the user has stopped would never end."""
+
+    template = "{path}: the {action} that is due was stopped; let it go on: raidfs resync {path}"
+    errno = _errno.EDEADLK
+
+
+class SyncNodeLost(ControlError):
+    """A node that is no member any more knows nothing of syncs."""
+
+    template = "{path}: {reason}; unmount and mount again, or wait at another node of the array"
+    errno = _errno.EIO
+
+
 # ---- the simulator -----------------------------------------------------------------------------------------
 
 

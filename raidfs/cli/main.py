@@ -11,15 +11,20 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from raidfs import __version__
 from raidfs.errors import EXIT_FAILED, BadArguments, RaidfsError
 
 _EXIT_INTERRUPTED = 130  # as a shell tells it: 128 + SIGINT
 
-# In the order of an array's life, as ``--help`` lists them. Each module has ``add_parser`` and ``run``.
-COMMANDS = ("create", "examine", "mount", "status", "fail", "explain", "umount", "lockd")
+# In the order of an array's life, as ``--help`` lists them.
+COMMANDS = (
+    *("create", "examine", "mount", "status"),
+    *("fail", "remove", "add", "add-spare", "re-add", "grow"),
+    *("resync", "check", "repair", "idle", "wait"),
+    *("explain", "umount", "lockd"),
+)
 
 _DESCRIPTION = "Clustered RAID1 in user space: Linux md-cluster's disk format and protocol, served through FUSE."
 
@@ -40,19 +45,26 @@ class _Parser(argparse.ArgumentParser):
         raise BadArguments(problem=message, program=self.prog)
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    # argparse forgets the indent of subcommands when it looks for the longest, whose help then is on the next line.
+    def add_argument(self, action: argparse.Action) -> None:
+        super().add_argument(action)
+        self._action_max_length += 2 if isinstance(action, argparse._SubParsersAction) else 0
+
+
 def build_parser(commands: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
     """Return the parser for ``commands``."""
     parser = _Parser(
         prog="raidfs",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"raidfs {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", required=True)
     for command in commands:
-        importlib.import_module(f"raidfs.cli.{command}").add_parser(subparsers)
+        _module(command).add_parser(subparsers)
     return parser
 
 
@@ -82,5 +94,10 @@ def _run(words: list[str]) -> int:
     # A verb in first place is the only one whose module has to be imported; help and mistakes need all of them.
     known = words[:1] if words and words[0] in COMMANDS else COMMANDS
     parsed = build_parser(known).parse_args(words)
-    code: int = importlib.import_module(f"raidfs.cli.{parsed.command}").run(parsed)
+    code: int = _module(parsed.command).run(parsed)
     return code
+
+
+def _module(command: str) -> Any:
+    # Each has ``add_parser`` and ``run``.
+    return importlib.import_module(f"raidfs.cli.{command.replace('-', '_')}")

@@ -47,6 +47,11 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         (["mount", "--plane", "jet", "a", "b"], "argument --plane: invalid choice: 'jet'"),
         (["mount", "--read", "a", "b"], "unrecognized arguments: --read"),
         (["status", "--json", "--detail"], "not allowed with argument"),
+        (["check"], "the following arguments are required: MOUNTPOINT; see `raidfs check --help`"),
+        (["re-add", "/mnt"], "the following arguments are required: IMG; see `raidfs re-add --help`"),
+        (["grow", "/mnt"], "the following arguments are required: --raid-devices"),
+        (["grow", "/mnt", "--raid-devices", "two"], "argument --raid-devices: invalid int value: 'two'"),
+        (["grow", "/mnt", "--size", "2G"], "the following arguments are required: --raid-devices"),
         (["umount"], "the following arguments are required: MOUNTPOINT; see `raidfs umount --help`"),
     ],
 )
@@ -104,12 +109,14 @@ def test_a_reader_that_has_seen_enough_is_no_traceback() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [["status"], ["umount", "/nowhere"], ["mount", "--help"], ["--help"]])
-def test_the_command_line_imports_neither_trio_nor_pyfuse3(words: list[str], tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize(
+    "words", [["status"], ["umount", "/nowhere"], ["check", "--wait", "/nowhere"], ["mount", "--help"], ["--help"]]
+)
+def test_the_command_line_imports_neither_trio_nor_pyfuse3_nor_rich(words: list[str], tmp_path: pathlib.Path) -> None:
     script = (
         "import sys\nfrom raidfs.cli.main import main\n"
         "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
-        "print(sorted({'trio', 'pyfuse3', 'asyncio'} & set(sys.modules)), file=sys.stderr)"
+        "print(sorted({'trio', 'pyfuse3', 'asyncio', 'rich'} & set(sys.modules)), file=sys.stderr)"
     )
     run = subprocess.run(
         [sys.executable, "-c", script, *words],
