@@ -46,7 +46,8 @@ def logs(short_path: pathlib.Path) -> Iterator[Callable[[], str]]:
 
 @pytest.fixture
 def stopped(nodes: list[Node]) -> Iterator[Node]:
-    """The third node, stopped in the middle of whatever it does."""
+    """The third node, stopped when all have told each other that they are there: it has no token that others want."""
+    eventually(lambda: is_quiet(nodes), "the nodes have announced themselves")
     nodes[2].signal(signal.SIGSTOP)
     yield nodes[2]
     nodes[2].signal(signal.SIGCONT)
@@ -62,6 +63,13 @@ def explanations(nodes: list[Node]) -> list[NodeExplanation]:
         with client.find(str(node.directory)) as conversation:
             found.append(NodeExplanation.from_json(conversation.call("explain")))
     return found
+
+
+def is_quiet(nodes: list[Node]) -> bool:
+    return all(
+        (one.waits, one.locks, one.flags, one.reconfig_mutex) == ((), (), ("ALREADY_IN_CLUSTER",), None)
+        for one in explanations(nodes)
+    )
 
 
 def test_a_leg_that_one_node_fails_is_faulty_on_all_when_the_command_returns(
@@ -123,6 +131,7 @@ def test_explain_names_the_node_that_everybody_waits_for(nodes: list[Node], stop
 
 
 def test_a_node_that_dies_while_all_wait_for_it_is_waited_for_no_longer(nodes: list[Node]) -> None:
+    eventually(lambda: is_quiet(nodes), "the nodes have announced themselves")
     nodes[2].signal(signal.SIGSTOP)
     touching = threading.Thread(target=touch, args=(nodes[0], 1))
     touching.start()
