@@ -800,14 +800,14 @@ class BadRange(UsageError):
 # ---- waiting for a sync ------------------------------------------------------------------------------------
 
 
-class SyncFrozen(ControlError):
+class WaitForStopped(ControlError):
     """A wait for a sync that the user has stopped would never end."""
 
     template = "{path}: the {action} that is due was stopped; let it go on: raidfs resync {path}"
     errno = _errno.EDEADLK
 
 
-class SyncNodeLost(ControlError):
+class WaitAtLostNode(ControlError):
     """A node that is no member any more knows nothing of syncs."""
 
     template = "{path}: {reason}; unmount and mount again, or wait at another node of the array"

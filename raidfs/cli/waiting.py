@@ -9,7 +9,7 @@ import time
 from raidfs.cli.progress import progress
 from raidfs.control import client
 from raidfs.control.schema import NodeStatus
-from raidfs.errors import RaidfsError, SyncFrozen, SyncNodeLost
+from raidfs.errors import RaidfsError, WaitAtLostNode, WaitForStopped
 
 # How often nodes are asked: a bar that moves five times a second is smooth, and an answer costs a node a millisecond.
 _ASK_EVERY_S = 0.2
@@ -30,19 +30,19 @@ def wait_until_idle(mountpoint: str, *, frozen_is_idle: bool = False) -> Waited:
     """Return when no sync runs or is due on any node of the array that can be asked.
 
     These are the node at ``mountpoint``, which tells what runs on others, and the array's other nodes of this user on
-    this machine, which know what is due there. Raises SyncFrozen when what is due has been stopped by the user, and
-    SyncNodeLost when the node is no member any more.
+    this machine, which know what is due there. Raises WaitForStopped when what is due has been stopped by the user, and
+    WaitAtLostNode when the node is no member any more.
     """
     waited = False
     with progress() as shown:
         while True:
             status = _own(mountpoint)
             if status.node.lost is not None:
-                raise SyncNodeLost(path=mountpoint, reason=status.node.lost)
+                raise WaitAtLostNode(path=mountpoint, reason=status.node.lost)
             everybody = [status, *_others(status)]
             most = min((one.sync for one in everybody), key=lambda sync: _TELLING.get(sync.state, 2))
             if most.state == "frozen" and not frozen_is_idle:
-                raise SyncFrozen(path=mountpoint, action=most.action)
+                raise WaitForStopped(path=mountpoint, action=most.action)
             if most.state in ("idle", "frozen"):
                 return Waited(status, waited)
             waited = True
