@@ -15,16 +15,19 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Collection
 
 from raidfs._core import LegState
-from raidfs.array.array import Array, ArrayLeg
+from raidfs.array.array import Array
+from raidfs.array.legs import ArrayLeg
+from raidfs.array.spares import EVENTS_BEHIND_MAX, Standing, in_sync, recovering, standing, with_spares
 from raidfs.cluster.channel import Channel
 from raidfs.cluster.messages import Message, MessageType, Result
 from raidfs.cluster.mutex import ReconfigMutex
 from raidfs.errors import (
     CannotFollow,
     LastLeg,
+    LegNotWritable,
     MessageNotAcknowledged,
     MessageRefused,
     MetadataLost,
@@ -65,23 +68,36 @@ class Mddev:
     # ---- changing --------------------------------------------------------------------------------------------------
 
     async def update_sb(
-        self, change: Callable[[Superblock], Superblock] | None = None, *, without: int | None = None
+        self,
+        change: Callable[[Superblock], Superblock] | None = None,
+        *,
+        own: Callable[[int, Superblock], Superblock] | None = None,
+        without: int | None = None,
+        prepare: Callable[[Superblock], Awaitable[None]] | None = None,
     ) -> bool:
         """Change the superblock for all nodes; the caller holds reconfig_mutex. Returns whether anything was written.
 
-        Without ``change`` it announces what is on disk if that may be news to somebody; ``without`` is a leg that is
-        not to be written. Raises MessageRefused and MessageNotAcknowledged *after* the change is durable, NodeFenced,
-        CannotFollow and MetadataLost before anything was written; whatever is raised, the token is given back.
+        ``own(index, superblock)`` changes what legs say of themselves, ``prepare(superblock)`` is awaited under the
+        token before anything is written. Without a change it announces what is on disk if that may be news to somebody;
+        ``without`` is a leg that is not to be written. Raises MessageRefused and MessageNotAcknowledged *after* the
+        change is durable, NodeFenced, CannotFollow and MetadataLost before anything was written; whatever is raised,
+        the token is given back.
         """
         array = self.array
         await self._channel.metadata_update_start()
         try:
             if array.fenced:
                 raise NodeFenced()
+
+            async def follow(superblock: Superblock) -> None:
+                await self._must_follow(superblock)
+                if prepare is not None:
+                    await prepare(superblock)
+
             superblock, written = await array.metadata.update(
-                change or _unchanged, without=without, follow=self._must_follow
+                change or _unchanged, without=without, follow=follow, own=own or _as_it_is
             )
-            self._must_follow(superblock)
+            await self._must_follow(superblock)
         except BaseException:
             self._announce_later()
             await self._channel.metadata_update_cancel()
@@ -133,8 +149,8 @@ class Mddev:
             self.array.release(leg)
         self._marked.clear()
 
-    def _must_follow(self, superblock: Superblock) -> None:
-        result = self._follow(superblock)
+    async def _must_follow(self, superblock: Superblock) -> None:
+        result = await self._applied(superblock)
         if result is not Result.APPLIED:
             self._cannot_follow(result)
             raise CannotFollow(reason=result.text)
@@ -176,7 +192,7 @@ class Mddev:
 
         While a member does not acknowledge, nothing may be acknowledged to users either, so it is announced again.
         """
-        leg = self.array.legs[index]
+        leg = self.array.leg(index)
         while not self.array.fenced and (leg.state != LegState.FAULTY or leg in self._marked):
             await self.reconfig_mutex.lock("a leg that failed")
             try:
@@ -197,15 +213,91 @@ class Mddev:
 
     async def _record(self, leg: ArrayLeg) -> None:
         """Write a leg's failure to the others and announce it, unless that has been done (P1)."""
-        number = leg.number
-        assert number is not None
-        await self.update_sb(lambda superblock: self._without(superblock, leg, number), without=leg.index)
+        await self.update_sb(lambda superblock: self._without(superblock, leg), without=leg.index)
 
-    def _without(self, superblock: Superblock, leg: ArrayLeg, number: int) -> Superblock:
+    def _without(self, superblock: Superblock, leg: ArrayLeg) -> Superblock:
         # Looked at under the token: another node may have failed this leg or another one meanwhile.
         if leg.state == LegState.IN_SYNC and self.array.is_last(leg):
             raise LastLeg(path=leg.path)
-        return superblock.with_role(number, ROLE_FAULTY)
+        return superblock.with_role(leg.number, ROLE_FAULTY)
+
+    # ---- recovery, for the task that syncs -------------------------------------------------------------------------
+
+    async def activate_spares(self) -> bool:
+        """Give vacant positions to spares on all nodes; returns whether a leg is recovering now.
+
+        Only for the holder of ``resync`` EX: no two nodes fill one position, and none calls a leg in sync that it
+        has not copied (B6). Before a spare gets its position it has every slot of the bitmap (W13). A spare that cannot
+        be written becomes faulty. Raises what `update_sb` raises.
+        """
+        await self.reconfig_mutex.lock("spares")
+        try:
+            while spares := self.array.spares_to_activate():
+                try:
+                    await self.update_sb(self._with_spares, prepare=self._copy_slots_to_spares)
+                except LegNotWritable as e:
+                    log.error("%s", e)
+                    await self._record(next(spare for spare in spares if spare.path == e.path))
+        finally:
+            self.reconfig_mutex.unlock()
+        return bool(self.array.recovering())
+
+    def _with_spares(self, superblock: Superblock) -> Superblock:
+        return with_spares(superblock, [leg.number for leg in self.array.spares_to_activate()])
+
+    async def _copy_slots_to_spares(self, superblock: Superblock) -> None:
+        # Under the token nobody joins, takes a slot over or clears one; nodes that run write theirs to the leg when
+        # they hear of it. Their slots are copied too: one that is read-only writes none.
+        spares = self.array.spares_to_activate()
+        for slot in range(self.array.layout.nodes):
+            if slot != self._channel.slot and spares:
+                await self.array.copy_slot(slot, spares)
+
+    async def checkpoint_recovery(self, offset_bytes: int) -> None:
+        """Record that all legs that recover have everything below ``offset_bytes``; everything written is flushed.
+
+        What lies below counts as copied if the pass is interrupted, but for chunks whose bits are set.
+        """
+        await self.reconfig_mutex.lock("a checkpoint of the recovery")
+        try:
+            await self.array.port.flush()
+            last_sectors = self.array.layout.size_sectors - 1  # all of it would mean: guided by the bitmap
+            offset_sectors = min(offset_bytes // SECTOR_BYTES, last_sectors)
+
+            def own(index: int, superblock: Superblock) -> Superblock:
+                leg = self.array.leg(index)
+                if leg.state != LegState.RECOVERING or leg.recovery_offset >= offset_sectors * SECTOR_BYTES:
+                    return superblock
+                return recovering(superblock, offset_sectors)
+
+            await self.update_sb(own=own)
+        finally:
+            self.reconfig_mutex.unlock()
+
+    async def spares_in_sync(self, numbers: Collection[int]) -> None:
+        """Call recovering legs in sync, on all nodes: those with these device numbers, which the pass has copied.
+
+        A leg that began to recover while the pass was under way is not among them. Only for the holder of ``resync``
+        EX. Slots whose nodes do not run are copied to the legs first (W13); nodes that run have written theirs.
+        """
+        await self.reconfig_mutex.lock("legs in sync")
+        try:
+            legs = [leg for leg in self.array.recovering() if leg.number in numbers]
+            await self.array.port.flush()
+            for slot in range(self.array.layout.nodes):
+                if slot != self._channel.slot and legs:
+                    async with self._channel.membership.idle_slot(slot) as idle:
+                        if idle:
+                            await self.array.copy_slot(slot, legs)
+
+            def own(index: int, superblock: Superblock) -> Superblock:
+                leg = self.array.leg(index)
+                copied = leg in legs and leg.state == LegState.RECOVERING
+                return in_sync(superblock) if copied else superblock
+
+            await self.update_sb(own=own)
+        finally:
+            self.reconfig_mutex.unlock()
 
     # ---- following -------------------------------------------------------------------------------------------------
 
@@ -228,30 +320,57 @@ class Mddev:
             return self._cannot_follow(Result.UNREADABLE)
         if superblock.events < events:
             return self._cannot_follow(Result.BEHIND)
-        result = self._follow(superblock)
+        result = await self._applied(superblock)
         return result if result is Result.APPLIED else self._cannot_follow(result)
 
-    def _follow(self, superblock: Superblock) -> Result:
+    async def _applied(self, superblock: Superblock) -> Result:
+        """Apply every difference; then the own slot is durable on every leg that came to be written (W13)."""
+        result, new_legs = self._follow(superblock)
+        if result is Result.APPLIED and new_legs and not self.array.read_only and self._loaded:
+            try:
+                await self.array.port.sweep()
+            except OSError as e:
+                log.error("the bitmap was not written to a new leg: %s", e.strerror)  # the leg's failure is on its way
+        return result
+
+    def _follow(self, superblock: Superblock) -> tuple[Result, bool]:
         """Apply every difference, in md's order (check_sb_changes); without an await, so nobody sees half of it.
 
         A leg that has become faulty is left out at once, but writes that wait for its failure go on only when every
         node has left it out: another node could still read the leg and miss a write that was acknowledged here.
+        Returns also whether a leg came to be written that was not before.
         """
         array = self.array
         if superblock.size_sectors != array.layout.size_sectors:
-            return Result.SIZE
-        for leg in array.legs:
-            if leg.number is None or leg.state == LegState.FAULTY:
-                continue
-            if superblock.role_of(leg.number) == ROLE_FAULTY:
-                if leg.state == LegState.IN_SYNC and array.is_last(leg):
-                    return Result.LAST_LEG
+            return Result.SIZE, False
+        found = [
+            (leg, self._standing(superblock, leg, own))
+            for leg in array.legs
+            if (own := array.metadata.own(leg.index)) is not None
+        ]
+        if not any(one.state == LegState.IN_SYNC for _, one in found):
+            return Result.LAST_LEG, False
+        new_legs = False
+        for leg, one in found:
+            if one.state == LegState.FAULTY:
                 array.mark_faulty(leg)
                 self._marked.append(leg)
-        if superblock.raid_disks != len([leg for leg in array.legs if not leg.is_spare]):
-            return Result.NOT_SUPPORTED
+            else:
+                new_legs = array.stand(leg, one) or new_legs
         array.publish_events()
-        return Result.APPLIED
+        array.publish_legs()
+        return Result.APPLIED, new_legs
+
+    def _standing(self, superblock: Superblock, leg: ArrayLeg, own: Superblock) -> Standing:
+        array = self.array
+        found = standing(superblock, own)
+        was_read = own.events + EVENTS_BEHIND_MAX >= superblock.events
+        if leg.state in (LegState.IN_SYNC, LegState.RECOVERING) and found.role is not None and not was_read:
+            # It could not be read now: how far it is copied has not become less.
+            return Standing(leg.state, found.role, leg.recovery_offset // SECTOR_BYTES)
+        if found.state == LegState.RECOVERING:
+            array.metadata.set_own(leg.index, recovering(own, found.recovery_offset_sectors))
+        return found
 
     def _cannot_follow(self, result: Result) -> Result:
         self._fence(f"this node cannot follow the metadata: {result.text}")
@@ -305,6 +424,10 @@ class Mddev:
 
 def _unchanged(superblock: Superblock) -> Superblock:
     return superblock
+
+
+def _as_it_is(index: int, own: Superblock) -> Superblock:
+    return own
 
 
 def _touched(superblock: Superblock) -> Superblock:

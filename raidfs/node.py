@@ -201,7 +201,7 @@ class Node:
             try:
                 await self.mddev.leg_failed(index)
             except (RaidfsError, OSError) as e:
-                log.error("%s: its failure could not be recorded: %s", array.legs[index].path, e)
+                log.error("%s: its failure could not be recorded: %s", array.leg(index).path, e)
 
     def fence(self, reason: str) -> None:
         """Serve nothing any more: every request gets EIO from now on (P6); a second reason changes nothing."""
@@ -321,7 +321,7 @@ def _attached(host: Host, array: Array, images: list[OpenImage], cleanup: contex
     cleanup.callback(backend.close)
     fds = {image.path: image.fd for image in images}
     for leg in array.legs:
-        if leg.path:
+        if leg.path in fds:
             backend.attach(leg.index, fds[leg.path])
     return backend
 

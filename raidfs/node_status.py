@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from raidfs._core import LegState
 from raidfs.array.array import Array
+from raidfs.array.assembly import LeftOutReason
 from raidfs.control import schema
 from raidfs.lock.address import auto_address
 
@@ -80,7 +81,7 @@ def _leg_statuses(array: Array, statistics: EngineStatistics) -> tuple[schema.Le
             schema.LegStatus(
                 path=leg.path,
                 number=leg.number,
-                role=None if leg.state == LegState.FAULTY else leg.role,
+                role=leg.role,
                 state="spare" if leg.is_spare else _STATES[leg.state],
                 direct=leg.direct,
                 read_errors=counts["read_errors"],
@@ -88,8 +89,16 @@ def _leg_statuses(array: Array, statistics: EngineStatistics) -> tuple[schema.Le
             )
         )
     for left in array.assembly.left_out:
-        legs.append(schema.LegStatus(left.path, None, None, "faulty", False, 0, 0))
-    return tuple(legs)
+        if left.reason is not LeftOutReason.FAULTY:
+            legs.append(schema.LegStatus(left.path, None, None, "faulty", False, 0, 0))
+    # A position is missing when there is no faulty leg to which it may have belonged.
+    faulty = sum(leg.state == LegState.FAULTY for leg in array.legs)
+    legs += [schema.LegStatus("", None, role, "missing", False, 0, 0) for role in array.vacant_positions()[faulty:]]
+    return tuple(sorted(legs, key=_order))
+
+
+def _order(leg: schema.LegStatus) -> tuple[bool, int]:
+    return (leg.role is None, leg.role or 0)
 
 
 def _bitmap_status(array: Array, statistics: EngineStatistics) -> schema.BitmapStatus:

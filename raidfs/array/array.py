@@ -10,13 +10,13 @@ import dataclasses
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
 
 from raidfs._core import Engine, EventKind, LegState
 from raidfs.array.assemble import Assembly
-from raidfs.array.assemble import LegState as AssembledState
-from raidfs.array.metadata import Metadata, MetadataLeg
+from raidfs.array.legs import ArrayLeg, LegImage, assembled_legs
+from raidfs.array.metadata import Metadata
 from raidfs.array.port import EnginePort
+from raidfs.array.spares import Standing, vacant_positions
 from raidfs.errors import BlockTooLarge, LegNotWritable, NoSuchLeg
 from raidfs.format.bitmap import SUPER_BYTES as BITMAP_SUPER_BYTES
 from raidfs.format.bitmap import BitmapState, BitmapSuperblock
@@ -27,35 +27,6 @@ from raidfs.units import PAGE_BYTES, SECTOR_BYTES, round_down, round_up
 log = logging.getLogger(__name__)
 
 SWEEPS_OF_A_FLUSH = 3  # from the last write to a clear bit on disk, as md_bitmap_flush
-
-
-class LegImage(Protocol):
-    """An open image as the array needs it; `raidfs.array.images.OpenImage` is one."""
-
-    path: str
-    size_bytes: int
-    logical_block_bytes: int
-    direct: bool
-
-
-@dataclasses.dataclass
-class ArrayLeg:
-    """One leg: ``index`` in the engine, ``number`` in the superblock, ``role`` its position or None (spare).
-
-    A position without an image has number None and an empty path.
-    """
-
-    index: int
-    path: str
-    number: int | None
-    role: int | None
-    state: LegState
-    direct: bool = False
-
-    @property
-    def is_spare(self) -> bool:
-        """Whether it has an image and no position."""
-        return self.role is None
 
 
 class Array:
@@ -77,12 +48,12 @@ class Array:
         if self.block_bytes > PAGE_BYTES:
             worst = max(images, key=lambda image: image.logical_block_bytes)
             raise BlockTooLarge(path=worst.path, block_bytes=self.block_bytes)
-        self.legs = _legs(assembly, images)
+        self.legs, metadata_legs = assembled_legs(assembly, images)
         self.port = EnginePort(runtime, Engine(len(self.legs)))
         self.port.on_event = self._on_event
         self.metadata = Metadata(
             self.port,
-            _metadata_legs(assembly, self.legs),
+            metadata_legs,
             assembly.superblock,
             wall_time,
             self._on_superblock_failed,
@@ -93,6 +64,7 @@ class Array:
         self._doubt: dict[int, int] = {}  # by slot: the bits of chunks that are read from the first leg only
         self.failed: list[tuple[int, int]] = []  # (leg, errno) that the engine reported and nobody has answered
         self.failures = runtime.wait_queue()
+        self.legs_changed = runtime.wait_queue()  # woken whenever a leg, its state or the number of positions changes
 
     @property
     def superblock(self) -> Superblock:
@@ -108,8 +80,20 @@ class Array:
 
     async def read_slot(self, slot: int) -> bytes:
         """Return a whole bitmap slot from the first leg in sync (md: read_sb_page)."""
-        leg = next(leg for leg in self.legs if leg.state == LegState.IN_SYNC)
+        leg = self.first_in_sync()
         return await self.port.leg_read(leg.index, self.layout.slot_offset_bytes(slot), self.layout.slot_bytes)
+
+    async def copy_slot(self, slot: int, legs: Sequence[ArrayLeg]) -> None:
+        """Write a whole slot as the first leg in sync has it to other legs, durably; nobody may be writing it.
+
+        Raises LegNotWritable for the first leg that does not take it.
+        """
+        data = await self.read_slot(slot)
+        offset = self.layout.slot_offset_bytes(slot)
+        errors = await self.port.leg_writes([(leg.index, offset, data) for leg in legs])
+        for leg, error in zip(legs, errors, strict=True):
+            if error is not None:
+                raise LegNotWritable(path=leg.path, reason=error.strerror)
 
     async def load(self, slot: int) -> None:
         """Take a slot as the own one and load its bits (md: md_bitmap_load)."""
@@ -139,7 +123,7 @@ class Array:
             in_sync_below=self._in_sync_below(own),
             read_only=self.read_only,
         )
-        engine.publish_legs([leg.state for leg in self.legs])
+        self.publish_legs()
 
     def import_slot(self, data: bytes) -> int:
         """Add the bits of another node's slot, which is idle, to the own ones; returns how many it had.
@@ -193,7 +177,7 @@ class Array:
         await self.metadata.update(self._active)
         if self.failed:
             index, number = self.failed[0]
-            raise LegNotWritable(path=self.legs[index].path, reason=os.strerror(number))
+            raise LegNotWritable(path=self.leg(index).path, reason=os.strerror(number))
 
     def _active(self, superblock: Superblock) -> Superblock:
         for number, role in enumerate(superblock.dev_roles):
@@ -213,7 +197,7 @@ class Array:
     # ---- running -------------------------------------------------------------------------------------------------
 
     def _on_event(self, kind: EventKind, leg: int, errno: int, offset: int) -> None:
-        path, reason = self.legs[leg].path, os.strerror(errno)
+        path, reason = self.leg(leg).path, os.strerror(errno)
         if kind == EventKind.LEG_FAILED:
             log.error("%s: write or flush failed at byte %d: %s", path, offset, reason)
             self.report_failed(leg, errno)
@@ -235,8 +219,8 @@ class Array:
     def _on_superblock_failed(self, index: int, error: OSError) -> None:
         if self.fenced:
             return  # it was the fence that refused the write, not the leg
-        log.error("%s: the superblock could not be written: %s", self.legs[index].path, error.strerror)
-        if self.legs[index].state in (LegState.IN_SYNC, LegState.RECOVERING):
+        log.error("%s: the superblock could not be written: %s", self.leg(index).path, error.strerror)
+        if self.leg(index).state in (LegState.IN_SYNC, LegState.RECOVERING):
             self.port.engine.block_leg(index)
             self.report_failed(index, error.errno or 0)
 
@@ -248,24 +232,67 @@ class Array:
                 return leg
         raise NoSuchLeg(path=path, legs=", ".join(leg.path for leg in self.legs if leg.path))
 
+    def leg(self, index: int) -> ArrayLeg:
+        """Return the leg with an index of the engine."""
+        return next(leg for leg in self.legs if leg.index == index)
+
+    def leg_of(self, number: int) -> ArrayLeg | None:
+        """Return the leg with a device number, if this node has it."""
+        return next((leg for leg in self.legs if leg.number == number), None)
+
+    def first_in_sync(self) -> ArrayLeg:
+        """Return the leg in sync with the lowest position: the same one on all nodes."""
+        legs = [leg for leg in self.legs if leg.state == LegState.IN_SYNC]
+        return min(legs, key=lambda leg: (leg.role is None, leg.role))
+
+    def recovering(self) -> list[ArrayLeg]:
+        """Return the legs that are being rebuilt."""
+        return [leg for leg in self.legs if leg.state == LegState.RECOVERING]
+
+    def vacant_positions(self) -> tuple[int, ...]:
+        """Return the positions that no leg has."""
+        return vacant_positions(self.superblock)
+
+    def spares_to_activate(self) -> list[ArrayLeg]:
+        """Return the spares that are here and that a vacant position waits for, by device number."""
+        spares = sorted((leg for leg in self.legs if leg.is_spare), key=lambda leg: leg.number)
+        return spares[: len(self.vacant_positions())]
+
     def is_last(self, leg: ArrayLeg) -> bool:
         """Whether the array would have no leg in sync without this one."""
         return not any(other.state == LegState.IN_SYNC and other is not leg for other in self.legs)
 
     def good_number(self) -> int:
         """Return the device number of the first leg in sync: the one that others shall read."""
-        return next(leg.number for leg in self.legs if leg.state == LegState.IN_SYNC and leg.number is not None)
+        return self.first_in_sync().number
 
     def mark_faulty(self, leg: ArrayLeg) -> None:
         """Leave a leg out from now on; writes wait until `release` (md: Faulty and Blocked)."""
-        leg.state = LegState.FAULTY
+        leg.state, leg.role, leg.blocked = LegState.FAULTY, None, True
         self.metadata.drop(leg.index)
         self.port.engine.block_leg(leg.index)
         log.error("%s: the leg is faulty and left out; the array is degraded", leg.path)
+        self.legs_changed.wake_up()
 
     def release(self, leg: ArrayLeg) -> None:
         """All nodes have left a faulty leg out and its record is durable (P1): writes that waited for that go on."""
+        leg.blocked = False
         self.port.engine.leg_failure(leg.index, recorded=True)
+
+    def stand(self, leg: ArrayLeg, found: Standing) -> bool:
+        """Give a leg that is not faulty its place, to be published; returns whether it became writable by that."""
+        was_writable = leg.state in (LegState.IN_SYNC, LegState.RECOVERING)
+        if (leg.state, leg.role) != (found.state, found.role):
+            place = "spare" if found.role is None else f"position {found.role}, {found.state.name.lower()}"
+            log.info("%s: %s", leg.path, place.replace("_", " "))
+        leg.state, leg.role = found.state, found.role
+        leg.recovery_offset = found.recovery_offset_sectors * SECTOR_BYTES
+        return not was_writable and leg.state in (LegState.IN_SYNC, LegState.RECOVERING)
+
+    def publish_legs(self) -> None:
+        """Tell the engine what the legs are and how many positions there are; wakes who waits for a change."""
+        self.port.engine.publish_legs([_published(leg) for leg in self.legs])
+        self.legs_changed.wake_up()
 
     def keep(self, leg: ArrayLeg) -> None:
         """Keep a leg although it failed: what was written meanwhile fails with EIO, nothing was acknowledged."""
@@ -278,32 +305,9 @@ class Array:
             await self.port.sweep()
 
 
-def _legs(assembly: Assembly, images: Iterable[LegImage]) -> list[ArrayLeg]:
-    """Return a leg for every position, missing ones included, then the spares."""
-    direct = {image.path: image.direct for image in images}
-    by_role = {leg.role: leg for leg in assembly.legs}
-    states = {
-        AssembledState.IN_SYNC: LegState.IN_SYNC,
-        AssembledState.RECOVERING: LegState.RECOVERING,
-        AssembledState.SPARE: LegState.MISSING,  # nothing is written to its data
-    }
-    legs = []
-    for role in range(assembly.superblock.raid_disks):
-        leg = by_role.get(role)
-        if leg is None:
-            legs.append(ArrayLeg(role, "", None, role, LegState.MISSING))
-        else:
-            legs.append(ArrayLeg(role, leg.path, leg.superblock.dev_number, role, states[leg.state], direct[leg.path]))
-    for spare in assembly.spares:
-        legs.append(
-            ArrayLeg(len(legs), spare.path, spare.superblock.dev_number, None, LegState.MISSING, direct[spare.path])
-        )
-    return legs
-
-
-def _metadata_legs(assembly: Assembly, legs: Iterable[ArrayLeg]) -> list[MetadataLeg]:
-    own = {leg.path: leg.superblock for leg in (*assembly.legs, *assembly.spares)}
-    return [MetadataLeg(leg.index, leg.path, own[leg.path]) for leg in legs if leg.path]
+def _published(leg: ArrayLeg) -> LegState:
+    # A leg that is blocked keeps its place in the engine until its failure is released.
+    return LegState.IN_SYNC if leg.blocked else leg.state
 
 
 def _served_bytes(assembly: Assembly, images: Iterable[LegImage], block_bytes: int) -> int:

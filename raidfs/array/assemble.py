@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from raidfs import _core as core
 from raidfs.array.agreement import (
     Member,
     bitmap_legs,
@@ -20,6 +21,7 @@ from raidfs.array.agreement import (
 )
 from raidfs.array.assembly import AssembledLeg, Assembly, LeftOutLeg, LeftOutReason, LegState
 from raidfs.array.head import Candidate
+from raidfs.array.spares import EVENTS_BEHIND_MAX, has_position, standing
 from raidfs.errors import (
     DuplicateLeg,
     LegLeftOut,
@@ -34,7 +36,11 @@ from raidfs.format.superblock import ROLE_FAULTY, ROLE_SPARE, Superblock
 
 __all__ = ["AssembledLeg", "Assembly", "LeftOutLeg", "LeftOutReason", "LegState", "assemble"]
 
-EVENTS_BEHIND_MAX = 1  # the superblocks of the legs are written one after the other; a crash may come in between
+_STATES = {
+    core.LegState.IN_SYNC: LegState.IN_SYNC,
+    core.LegState.RECOVERING: LegState.RECOVERING,
+    core.LegState.MISSING: LegState.SPARE,
+}
 
 
 def assemble(
@@ -116,10 +122,11 @@ def _roles(members: Sequence[Member], freshest: Member) -> tuple[list[AssembledL
     by_number: dict[int, Member] = {}
     by_role: dict[int, Member] = {}
     for member in members:
-        reason = _left_out_reason(member.superblock, freshest.superblock)
+        own = member.superblock
+        reason = _left_out_reason(own, freshest.superblock)
         if reason is not None:
-            role = member.superblock.role if member.superblock.role < member.superblock.raid_disks else None
-            left_out.append(LeftOutLeg(member.path, reason, member.superblock.events, role))
+            role = own.role if has_position(own) else None
+            left_out.append(LeftOutLeg(member.path, reason, own.events, role, own.dev_number))
             continue
         other = by_number.setdefault(member.superblock.dev_number, member)
         if other is not member:
@@ -145,18 +152,9 @@ def _left_out_reason(own: Superblock, freshest: Superblock) -> LeftOutReason | N
 
 def _leg(member: Member, freshest: Superblock) -> AssembledLeg:
     own = member.superblock
-    role = freshest.role_of(own.dev_number)
-    if role == ROLE_SPARE:
-        state, offset_sectors = LegState.SPARE, 0
-    elif own.role != role:
-        # It was given its position after its own superblock was last written: nothing of the array is known to be
-        # on it, whatever it says of itself.
-        state, offset_sectors = LegState.RECOVERING, 0
-    elif own.is_recovering and own.recovery_offset_sectors < freshest.size_sectors:
-        state, offset_sectors = LegState.RECOVERING, own.recovery_offset_sectors
-    else:
-        state, offset_sectors = LegState.IN_SYNC, freshest.size_sectors
-    return AssembledLeg(member.path, own, role, state, offset_sectors)
+    found = standing(freshest, own)
+    role = ROLE_SPARE if found.role is None else found.role
+    return AssembledLeg(member.path, own, role, _STATES[found.state], found.recovery_offset_sectors)
 
 
 def _reasons(used: Sequence[AssembledLeg], left_out: Sequence[LeftOutLeg]) -> str:

@@ -43,12 +43,13 @@ class AssembledLeg:
 
 @dataclasses.dataclass(frozen=True)
 class LeftOutLeg:
-    """One image that is not used, with the position that its own superblock gives it (None for none)."""
+    """One image that is not used: its device number, and the position that its own superblock gives it (or None)."""
 
     path: str
     reason: LeftOutReason
     events: int
     role: int | None
+    number: int
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,9 +9,10 @@ from that leg's own superblock.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from raidfs.array.port import EnginePort
+from raidfs.array.spares import has_position, recovering
 from raidfs.errors import ImageError, MetadataLost
 from raidfs.format.superblock import SUPER_BYTES, SUPER_OFFSET_BYTES, Feature, Superblock
 
@@ -36,7 +37,12 @@ _LEG_FEATURES = Feature.RECOVERY_OFFSET | Feature.BAD_BLOCKS | Feature.REPLACEME
 
 
 def for_leg(array: Superblock, leg: Superblock) -> Superblock:
-    """Return ``leg``'s superblock with everything that belongs to the array taken from ``array``."""
+    """Return ``leg``'s superblock with everything that belongs to the array taken from ``array``.
+
+    A leg that has got a position since its superblock was written says from now on that nothing has been copied to it.
+    """
+    got_position = array.role_of(leg.dev_number) < array.raid_disks and not has_position(leg)
+    leg = recovering(leg, 0) if got_position else leg
     common = {
         field.name: getattr(array, field.name)
         for field in dataclasses.fields(Superblock)
@@ -46,8 +52,12 @@ def for_leg(array: Superblock, leg: Superblock) -> Superblock:
     return dataclasses.replace(leg, **common)
 
 
-def _nothing(superblock: Superblock) -> None:
+async def _nothing(superblock: Superblock) -> None:
     return
+
+
+def _same(index: int, own: Superblock) -> Superblock:
+    return own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,46 +88,64 @@ class Metadata:
         self._on_write_failed = on_write_failed
 
     def drop(self, index: int) -> None:
-        """Write no more metadata to a leg: it is faulty."""
+        """Write no more metadata to a leg: it is faulty, or it goes."""
         self._legs = [leg for leg in self._legs if leg.index != index]
+        self._own.pop(index, None)
+
+    def include(self, leg: MetadataLeg) -> None:
+        """Write metadata to this leg too from now on; ``leg.superblock`` is what is known of its own."""
+        self.drop(leg.index)
+        self._legs = [*self._legs, leg]
+        self._own[leg.index] = leg.superblock
+
+    def own(self, index: int) -> Superblock | None:
+        """Return a leg's own superblock as last read or written, None for a leg that carries none."""
+        return self._own.get(index)
+
+    def set_own(self, index: int, own: Superblock) -> None:
+        """Believe this of a leg instead of what was read from it; it is written with the next update."""
+        self._own[index] = own
 
     async def reload(self, number: int | None = None) -> Superblock:
         """Read the superblocks again and return the one to believe; a leg that cannot be read counts not.
 
         That is the one of device ``number`` if it is given and can be read (md reads the leg that the message names),
-        else the freshest of all. Raises MetadataLost when none can be read.
+        else the freshest of all. All are read: how far a leg is copied only its own tells. Raises MetadataLost when
+        none can be read.
         """
-        named = [leg for leg in self._legs if self._own[leg.index].dev_number == number]
-        found, problems = await self._read(named)
-        if not found:
-            found, problems = await self._read(self._legs)
-        return self._freshest(found, problems)
+        found, problems = await self._read(self._legs)
+        named = {index: own for index, own in found.items() if own.dev_number == number}
+        return self._freshest(named or found, problems)
 
     async def update(
         self,
         change: Callable[[Superblock], Superblock],
         *,
         without: int | None = None,
-        follow: Callable[[Superblock], None] = _nothing,
+        follow: Callable[[Superblock], Awaitable[None]] = _nothing,
+        own: Callable[[int, Superblock], Superblock] = _same,
     ) -> tuple[Superblock, bool]:
         """Apply ``change`` to the freshest superblock and write it everywhere, durably; the caller holds the token.
 
-        ``follow(superblock)`` is called with what was read, before ``change``: others may have changed it meanwhile.
-        Returns the superblock and whether it was changed. A leg that lacks what the others have, because a node died
-        between two legs, is brought up to them in any case. The leg ``without`` is left as it is: the change says that
-        it is faulty (md writes no faulty device). A leg whose superblock cannot be read is written too, with what was
-        known of it. ``on_write_failed(index, error)`` is called for each leg that fails a write (md: super_written
-        calls md_error); MetadataLost is raised when no leg took it.
+        ``follow(superblock)`` is awaited with what was read, before ``change``: others may have changed it meanwhile.
+        ``own(index, superblock)`` returns what a leg shall say of itself. Returns the superblock and whether anything
+        was changed. A leg that lacks what the others have, because a node died between two legs, is brought up to them
+        in any case. The leg ``without`` is left as it is: the change says that it is faulty (md writes no faulty
+        device). A leg whose superblock cannot be read is written too, with what was known of it.
+        ``on_write_failed(index, error)`` is called for each leg that fails a write (md: super_written calls md_error);
+        MetadataLost is raised when no leg took it.
         """
         found, problems = await self._read(self._legs)
         current = self._freshest(found, problems)
-        follow(current)
+        await follow(current)
         changed = change(current)
         behind = self._behind(current, found, without)
         if behind:  # a node died between two legs; completed first, so that no leg is ever two events behind
             await self._write(current, behind)
-        if changed == current:
+        owns = {leg.index: own(leg.index, self._own[leg.index]) for leg in self._legs if leg.index != without}
+        if changed == current and all(one == self._own[index] for index, one in owns.items()):
             return current, False
+        self._own.update(owns)
         changed = dataclasses.replace(changed, events=current.events + 1, utime=self._wall_time())
         await self._write(changed, [leg for leg in self._legs if leg.index != without])
         self.superblock = changed
@@ -143,7 +171,7 @@ class Metadata:
             leg
             for leg in self._legs
             if leg.index != without
-            and (leg.index not in found or for_leg(current, found[leg.index]) != found[leg.index])
+            and (leg.index not in found or for_leg(current, self._own[leg.index]) != found[leg.index])
         ]
 
     def holder(self, superblock: Superblock) -> int | None:

@@ -279,10 +279,11 @@ class Superblock:
         return bool(self.feature_map & Feature.RECOVERY_OFFSET)
 
     def with_role(self, dev_number: int, role: int) -> Superblock:
-        """Return this superblock with another role for a device number; the number must be below ``max_dev``."""
-        assert dev_number < self.max_dev, (dev_number, self.max_dev)
-        roles = (*self.dev_roles[:dev_number], role, *self.dev_roles[dev_number + 1 :])
-        return dataclasses.replace(self, dev_roles=roles)
+        """Return this superblock with another role for a device number; the table grows if it has to (super_1_sync)."""
+        assert dev_number < DEVICES_MAX, dev_number
+        roles = [*self.dev_roles, *[ROLE_SPARE] * (dev_number + 1 - self.max_dev)]
+        roles[dev_number] = role
+        return dataclasses.replace(self, dev_roles=tuple(roles))
 
     def _check_fields(self, path: str) -> None:
         # super_1_load refuses data that begins inside the superblock; the rest cannot be in an array that works.

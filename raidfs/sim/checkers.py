@@ -97,7 +97,7 @@ class DataChecker:
         assert host.slot is not None, "a node writes data before it has joined"
         states = host.port.engine.statistics()["legs"]
         good = [
-            host.storage.disks[number]
+            host.disks[number]
             for number, leg in enumerate(states)
             if leg["state"] in (LegState.IN_SYNC, LegState.RECOVERING) and not leg["blocked"]
         ]

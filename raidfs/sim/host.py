@@ -102,6 +102,7 @@ class SimHost:
         self.storage = storage
         self.on_op = on_op
         self.port: EnginePort | None = None
+        self.disks: dict[int, SimDisk] = {}  # by the engine's number of the leg
         self.slot: int | None = None  # once the node has joined, for those who watch
         self._stepper = stepper
         self._runtime = SimRuntime(stepper, group)
@@ -210,7 +211,7 @@ class SimBackend:
     def __init__(self, host: SimHost, port: EnginePort, runtime: Runtime) -> None:
         self._host = host
         self._port = port
-        self._disks: dict[int, SimDisk] = {}
+        self._disks = host.disks
         self._completed: list[tuple[int, int, bytes | None]] = []
         self._queue = runtime.wait_queue()
 

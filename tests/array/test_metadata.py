@@ -163,5 +163,8 @@ async def test_what_others_have_written_is_followed_before_the_own_change_is_app
         seen.append(-superblock.events)
         return active(superblock)
 
-    await setting.metadata.update(change, follow=lambda superblock: seen.append(superblock.events))
+    async def follow(superblock: Superblock) -> None:
+        seen.append(superblock.events)
+
+    await setting.metadata.update(change, follow=follow)
     assert seen == [4, -4]

@@ -11,7 +11,7 @@ import importlib
 import pytest
 
 RESYNC = "raidfs.array.resync"
-LEGS = "raidfs.array.spares"
+LEGS = "raidfs.hot_add"
 TAKEOVER = "raidfs.cluster.takeover"
 RESIZE = "raidfs.array.resize"
 

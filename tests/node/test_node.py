@@ -387,7 +387,7 @@ async def test_a_leg_that_is_missing_at_the_start_is_faulty_before_anything_is_w
         async with node(images, lockd):
             pass
     async with node(images, lockd, run=True) as a:
-        assert [leg.state for leg in a.status().legs] == ["missing", "in_sync", "faulty"]
+        assert [leg.state for leg in a.status().legs] == ["in_sync", "faulty"]
         assert await a.volume.read(0, 3) == b"new"
 
 
