@@ -807,6 +807,16 @@ class WaitForStopped(ControlError):
     errno = _errno.EDEADLK
 
 
+class SyncBrokenOff(ControlError):
+    """A check or repair that was waited for was stopped, or gave up; ``action`` is its name."""
+
+    template = (
+        "{path}: the {action} did not come to its end; somebody has stopped it, or the node's log says why; "
+        "begin again: raidfs {action} {path}"
+    )
+    errno = _errno.EINTR
+
+
 class WaitAtLostNode(ControlError):
     """A node that is no member any more knows nothing of syncs."""
 

@@ -10,6 +10,7 @@ from raidfs.cli import sync_text
 from raidfs.cli.waiting import wait_until_idle
 from raidfs.control import client
 from raidfs.control.schema import SCHEMA_VERSION, SyncStatus
+from raidfs.errors import SyncBrokenOff
 
 
 def make_parser(
@@ -35,6 +36,8 @@ def run(args: argparse.Namespace, action: str) -> int:
         sync = node.status().sync
     if args.wait:
         sync = wait_until_idle(args.mountpoint, frozen_is_idle=action == "idle").status.sync
+        if sync.last_interrupted and sync.last_action == action:
+            raise SyncBrokenOff(path=args.mountpoint, action=action)
     if args.json:
         print(json.dumps(document(sync), indent=2))
     elif args.wait and sync.mismatch_sectors and action in ("check", "repair"):

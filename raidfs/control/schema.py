@@ -143,6 +143,8 @@ class SyncStatus:
     by the user; ``action`` tells what is due). ``done_bytes`` of ``total_bytes`` are behind it; the speed is of the
     last seconds, and ``finish_s`` the seconds still to come, None when that cannot be told. The mismatches are those
     that the last check or repair of this node found: 512-byte sectors, and the ranges in which they lie.
+    ``last_action`` is what this node did last (md: last_sync_action), ``last_interrupted`` that it did not come to its
+    end.
     """
 
     action: SyncAction = "idle"
@@ -155,6 +157,8 @@ class SyncStatus:
     client: str | None = None
     mismatch_sectors: int = 0
     mismatch_ranges: tuple[MismatchRange, ...] = ()
+    last_action: SyncAction = "idle"
+    last_interrupted: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

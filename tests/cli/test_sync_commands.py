@@ -109,6 +109,12 @@ def test_a_check_that_found_nothing_is_silent_and_one_that_did_says_what_to_do(
     assert capsys.readouterr().out.endswith("; they are equal now\n")
 
 
+def test_a_check_that_was_stopped_is_no_success(node: ScriptedNode, capsys: pytest.CaptureFixture[str]) -> None:
+    node.syncs = [HALF, HALF, SyncStatus(last_action="check", last_interrupted=True)]
+    assert main(["check", "--wait", "/mnt/x"]) == 1
+    assert "/mnt/x: the check did not come to its end; " in capsys.readouterr().err
+
+
 def test_the_json_of_a_check_has_every_range(node: ScriptedNode, capsys: pytest.CaptureFixture[str]) -> None:
     node.syncs = [HALF, DIFFERING]
     assert main(["check", "--wait", "--json", "/mnt/x"]) == 0
