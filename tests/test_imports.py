@@ -80,9 +80,12 @@ def test_a_module_imports_only_what_stands_below_it(module: str, path: pathlib.P
 
 @pytest.mark.parametrize(
     "words",
-    [["--help"], ["--version"], ["status"], ["umount", "/nowhere"], ["examine", "/nowhere"], ["mount", "--help"]],
+    [
+        *(["--help"], ["--version"], ["status"], ["umount", "/nowhere"], ["examine", "/nowhere"], ["mount", "--help"]),
+        *(["wait", "/nowhere"], ["check", "--wait", "/nowhere"], ["add", "/nowhere", "c.img"]),
+    ],
 )
-def test_a_command_that_is_no_node_imports_neither_trio_nor_pyfuse3(
+def test_a_command_that_is_no_node_imports_neither_trio_nor_pyfuse3_nor_rich(
     words: list[str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
@@ -93,7 +96,7 @@ try:
     main({words!r})
 except SystemExit:
     pass
-print(sorted({{"trio", "pyfuse3", "raidfs._core"}} & set(sys.modules)), file=sys.stderr)
+print(sorted({{"trio", "pyfuse3", "rich", "raidfs._core"}} & set(sys.modules)), file=sys.stderr)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.stderr.splitlines()[-1] == "[]", done.stderr
