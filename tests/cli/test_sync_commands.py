@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import pty
+import signal
 import subprocess
 import sys
 
@@ -123,7 +124,17 @@ def test_the_json_of_a_check_has_every_range(node: ScriptedNode, capsys: pytest.
     assert sync["mismatch_ranges"][1] == {"start_bytes": MIB, "length_bytes": 512}
 
 
-def _on_a_terminal(words: list[str]) -> tuple[int, str, str]:
+def test_a_node_that_is_unmounted_ends_the_wait(
+    runtime_directory: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ScriptedNode(runtime_directory) as node:
+        node.syncs = [HALF]
+        monkeypatch.setattr("raidfs.cli.waiting.time.sleep", lambda seconds: node.stop())
+        assert main(["wait", "/mnt/x"]) == 1
+    assert "raidfs: /mnt/x: no node of yours is mounted there" in capsys.readouterr().err
+
+
+def _on_a_terminal(words: list[str], *, interrupt_at: bytes | None = None) -> tuple[int, str, str]:
     # Runs raidfs with standard error on a terminal; returns code, standard output and what the terminal got.
     master, slave = pty.openpty()
     process = subprocess.Popen(
@@ -143,6 +154,9 @@ def _on_a_terminal(words: list[str]) -> tuple[int, str, str]:
         if not read:
             break
         said += read
+        if interrupt_at is not None and interrupt_at in said:
+            process.send_signal(signal.SIGINT)
+            interrupt_at = None
     os.close(master)
     out, _ = process.communicate(timeout=30)
     return process.returncode, out.decode(), said.decode()
@@ -159,6 +173,16 @@ def test_on_a_terminal_a_bar_shows_how_far_it_is_how_fast_and_who_works(node: Sc
     ]
     assert places[0] <= places[1] < places[2]
     assert places[2:] == sorted(places[2:])
+
+
+@pytest.mark.slow
+def test_an_interrupted_wait_leaves_the_terminal_as_it_was(node: ScriptedNode) -> None:
+    node.syncs = [HALF]
+    code, _out, shown = _on_a_terminal(["wait", "/mnt/x"], interrupt_at=b" 50%")
+    assert code == 130
+    assert "Traceback" not in shown
+    assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")  # the cursor is shown again
+    assert node.calls == []  # and the sync goes on
 
 
 @pytest.mark.slow

@@ -46,8 +46,13 @@ class ScriptedNode:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._token.run_sync_soon(self._end.set)
-        self._thread.join()
+        self.stop()
+
+    def stop(self) -> None:
+        """Close the socket, as a node that is unmounted; a second call does nothing."""
+        if self._thread.is_alive():
+            self._token.run_sync_soon(self._end.set)
+            self._thread.join()
 
     async def _serve(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
