@@ -37,6 +37,8 @@ extensions = [
     for name, path in [
         ("raidfs._core", "raidfs/_core.pyx"),
         ("raidfs._backend_threads", "raidfs/_backend_threads.pyx"),
+        ("raidfs._backend_uring", "raidfs/_backend_uring.pyx"),
+        ("raidfs._plane", "raidfs/_plane.pyx"),
         *([("debug_probe", "tests/core/debug_probe.pyx")] if DEBUG else []),
     ]
 ]

@@ -7,8 +7,11 @@ class ThreadBackend:
     def attach(self, leg: int, fd: int) -> None:
         """Use ``fd`` for ``leg`` from now on; -1 takes the leg away (ENODEV). The caller keeps owning it."""
 
+    def in_memory(self) -> bool:
+        """Tell whether every leg that is attached is a file in memory, which never waits for a device."""
+
     def start(self, workers: int) -> None:
-        """Start the worker threads."""
+        """Start worker threads, so many more than there are."""
 
     def close(self) -> None:
         """Finish what is queued, stop and join the workers; a second call does nothing."""

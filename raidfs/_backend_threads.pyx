@@ -18,8 +18,6 @@ from raidfs._core cimport (
 )
 
 cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_cond_t:
-        pass
     int pthread_cond_init(pthread_cond_t *condition, const void *attributes)
     int pthread_cond_destroy(pthread_cond_t *condition)
     int pthread_cond_signal(pthread_cond_t *condition)
@@ -33,6 +31,15 @@ cdef extern from "<sys/uio.h>" nogil:
     ssize_t preadv(int fd, const iovec *vectors, int count, int64_t offset)
     ssize_t pwritev2(int fd, const iovec *vectors, int count, int64_t offset, int flags)
     int RWF_DSYNC
+
+cdef extern from "<sys/vfs.h>" nogil:
+    ctypedef struct statfs_t "struct statfs":
+        long f_type
+    int fstatfs(int fd, statfs_t *found)
+
+cdef extern from "<linux/magic.h>" nogil:
+    long TMPFS_MAGIC
+    long RAMFS_MAGIC
 
 cdef extern from "<unistd.h>" nogil:
     int fdatasync(int fd)
@@ -77,12 +84,10 @@ cdef int64_t carry_out(int fd, LegOp *op) noexcept nogil:
     return transfer(fd, op)
 
 
-cdef struct Pool:                    # what the workers share; guarded by the engine's mutex
-    EngineState *e
-    pthread_cond_t work
-    uint32_t idle
-    bint stopping
-    int fds[LEGS_MAX]
+cdef bint is_in_memory(int fd) noexcept nogil:
+    """Tell whether reads and writes of this file are copies in memory, which never wait for a device."""
+    cdef statfs_t found
+    return fd >= 0 and fstatfs(fd, &found) == 0 and (found.f_type == TMPFS_MAGIC or found.f_type == RAMFS_MAGIC)
 
 
 cdef void pool_notify(void *context, uint32_t fresh) noexcept nogil:
@@ -118,10 +123,6 @@ cdef void pool_work(Pool *pool) noexcept nogil:
 cdef class ThreadBackend:
     """A pool of worker threads for one engine; see ``_backend_threads.pyi``."""
 
-    cdef Engine engine
-    cdef Pool *pool
-    cdef list threads
-
     def __cinit__(self, Engine engine not None):
         cdef int i
         self.engine = engine
@@ -141,21 +142,38 @@ cdef class ThreadBackend:
 
     def attach(self, uint32_t leg, int fd):
         """Use `fd` for `leg` from now on; -1 takes the leg away (ENODEV). The caller keeps owning the descriptor."""
+        cdef bint in_memory
         if leg >= LEGS_MAX:
             raise ValueError(f"there is no leg {leg}")
         with nogil:
+            in_memory = is_in_memory(fd)
             pthread_mutex_lock(&self.pool.e.mutex)
             self.pool.fds[leg] = fd
+            self.pool.memory &= ~(<uint32_t> 1 << leg)
+            if in_memory:
+                self.pool.memory |= <uint32_t> 1 << leg
             pthread_mutex_unlock(&self.pool.e.mutex)
 
+    def in_memory(self):
+        """Tell whether every leg that is attached is a file in memory."""
+        cdef uint32_t i
+        cdef bint found = True
+        with nogil:
+            pthread_mutex_lock(&self.pool.e.mutex)
+            for i in range(LEGS_MAX):
+                if self.pool.fds[i] >= 0 and not self.pool.memory & (<uint32_t> 1 << i):
+                    found = False
+            pthread_mutex_unlock(&self.pool.e.mutex)
+        return found
+
     def start(self, int workers):
-        """Start the worker threads."""
+        """Start worker threads, so many more than there are."""
         with nogil:
             pthread_mutex_lock(&self.pool.e.mutex)
             self.pool.e.ops_context = self.pool
             self.pool.e.ops_notify = pool_notify
             pthread_mutex_unlock(&self.pool.e.mutex)
-        for number in range(workers):
+        for number in range(len(self.threads), len(self.threads) + workers):
             thread = threading.Thread(target=self._work, name=f"leg-io-{number}", daemon=True)
             thread.start()
             self.threads.append(thread)

@@ -33,18 +33,18 @@ class ThreadedLegs:
 
     def __init__(self, port: EnginePort, workers: int = WORKERS) -> None:
         self._port = port
-        self._threads = ThreadBackend(port.engine)
+        self.threads = ThreadBackend(port.engine)
         self._workers = workers
         self._eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def attach(self, leg: int, fd: int) -> None:
         """See `LegBackend.attach`."""
-        self._threads.attach(leg, fd)
+        self.threads.attach(leg, fd)
 
     async def run(self) -> None:
         """See `LegBackend.run`."""
         notify_eventfd(self._port.engine, self._eventfd)
-        self._threads.start(self._workers)
+        self.threads.start(self._workers)
         while True:
             await trio.lowlevel.wait_readable(self._eventfd)
             os.eventfd_read(self._eventfd)
@@ -54,7 +54,7 @@ class ThreadedLegs:
         """See `LegBackend.close`."""
         if self._eventfd < 0:
             return
-        self._threads.close()
+        self.threads.close()
         notify_eventfd(self._port.engine, -1)
         trio.lowlevel.notify_closing(self._eventfd)
         os.close(self._eventfd)

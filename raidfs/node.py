@@ -22,11 +22,12 @@ import errno
 import logging
 from collections.abc import AsyncIterator
 
+from raidfs._backend_threads import ThreadBackend
 from raidfs._core import LegState
 from raidfs.array.array import Array
 from raidfs.array.assemble import Assembly, assemble
 from raidfs.array.images import OpenImage
-from raidfs.backend import LegBackend
+from raidfs.backend import LegBackend, ThreadedLegs
 from raidfs.cluster.channel import Channel
 from raidfs.cluster.membership import Membership
 from raidfs.cluster.mutex import ReconfigMutex
@@ -83,6 +84,10 @@ class Node:
         self._leaving = False
         self._watched: set[int] = set()
         self._nursery: Nursery | None = None
+
+    def native_legs(self) -> ThreadBackend | None:
+        """Return who carries out leg operations, for the native plane; None when they are not files of this host."""
+        return self.backend.threads if isinstance(self.backend, ThreadedLegs) else None
 
     def status(self) -> NodeStatus:
         """Return everything that ``raidfs status`` tells, of this moment, without waiting."""

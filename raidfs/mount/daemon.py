@@ -37,7 +37,7 @@ from raidfs.errors import BadRange, MountError, MountInterrupted, MountpointServ
 from raidfs.mount import mountpoint
 from raidfs.mount.operations import BlockFileOperations
 from raidfs.mount.options import MountOptions
-from raidfs.mount.relay import Relay
+from raidfs.mount.plane import open_plane
 from raidfs.mount.volume import ServedNode
 from raidfs.mount.watcher import Watcher
 from raidfs.node_options import NodeOptions
@@ -97,6 +97,7 @@ class _Daemon:
         self._on_ready = on_ready
         self._phase = _Phase.STARTING
         self._since_s = 0.0
+        self._plane = ""
         self._device: str | None = None
         self._failure: RaidfsError | None = None
         self._unmounting = trio.Lock()
@@ -143,12 +144,13 @@ class _Daemon:
 
     async def _serve(self, node: ServedNode) -> None:
         fuse_fd = await trio.to_thread.run_sync(self._mount, node)
-        relay = Relay(fuse_fd, node.volume)
-        with contextlib.closing(relay):
-            async with _pyfuse3(self._operations(node), relay.hand_over()), trio.open_nursery() as nursery:
+        plane = open_plane(self._options.plane, fuse_fd, node)
+        self._plane = plane.name
+        with contextlib.closing(plane):
+            async with _pyfuse3(self._operations(node), plane.hand_over()), trio.open_nursery() as nursery:
                 initialised = trio.Event()
                 nursery.start_soon(self._announce, initialised)
-                await relay.run(initialised)
+                await plane.run(initialised)
                 self._phase = _Phase.LEAVING
                 nursery.cancel_scope.cancel()
 
@@ -290,7 +292,7 @@ class _Daemon:
             pid=os.getpid(),
             host=socket.gethostname(),
             since_s=self._since_s,
-            plane=self._options.plane,
+            plane=self._plane,
         )
         return dataclasses.replace(status, node=place)
 

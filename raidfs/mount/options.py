@@ -7,8 +7,8 @@ from typing import Literal
 
 from raidfs.node_options import NodeOptions
 
-Plane = Literal["pyfuse3"]
-PLANES: tuple[Plane, ...] = ("pyfuse3",)
+Plane = Literal["native", "pyfuse3"]
+PLANES: tuple[Plane, ...] = ("native", "pyfuse3")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +17,7 @@ class MountOptions:
 
     mountpoint: str
     node: NodeOptions
-    plane: Plane = "pyfuse3"
+    plane: Plane = "native"
 
     def arguments(self) -> list[str]:
         """Return the words after ``raidfs mount`` that mean the same, for the process that becomes the daemon."""

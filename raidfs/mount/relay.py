@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 import trio
 
 from raidfs.mount import wire
+from raidfs.mount.options import Plane
 from raidfs.mount.volume import BlockVolume
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,8 @@ class Relay:
     ``fuse_fd`` is the mounted ``/dev/fuse``; the relay owns it from now on and makes it non-blocking. `hand_over` gives
     pyfuse3 its descriptor, `run` does the work, `close` is for the end.
     """
+
+    name: Plane = "pyfuse3"
 
     def __init__(self, fuse_fd: int, volume: BlockVolume) -> None:
         self._fuse_fd = fuse_fd

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from raidfs._backend_threads import ThreadBackend
 from raidfs.control.schema import NodeStatus
 
 
@@ -44,6 +45,9 @@ class ServedNode(Protocol):
     @property
     def uuid(self) -> str:
         """The array's UUID, printed as mdadm does (``xxxxxxxx:xxxxxxxx:xxxxxxxx:xxxxxxxx``)."""
+
+    def native_legs(self) -> ThreadBackend | None:
+        """Return who carries out leg operations, for the native plane; None when nothing but `volume` may be used."""
 
     def status(self) -> NodeStatus:
         """Return everything that ``raidfs status`` tells, of this moment, without waiting.

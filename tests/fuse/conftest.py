@@ -55,6 +55,13 @@ def array(short_path: pathlib.Path) -> Iterator[Array]:
     backend.close()
 
 
+@pytest.fixture
+def pyfuse3_array(short_path: pathlib.Path) -> Iterator[Array]:
+    backend = Array(short_path, "--plane", "pyfuse3")
+    yield backend
+    backend.close()
+
+
 @pytest.fixture(params=["memory", "array"])
 def backend(request: pytest.FixtureRequest) -> Backend:
     found: Backend = request.getfixturevalue(request.param)

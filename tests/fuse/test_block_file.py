@@ -18,14 +18,14 @@ pytestmark = [pytest.mark.fuse, pytest.mark.slow]
 Opener = Callable[[int], int]
 
 
-@pytest.fixture(scope="module", params=["memory", "array"])
+@pytest.fixture(scope="module", params=["memory", "native", "pyfuse3"])
 def node(request: pytest.FixtureRequest) -> Iterator[Node]:
     # One mount for the whole module: nothing here changes it, and every test writes what it reads.
     with tempfile.TemporaryDirectory(prefix="raidfs-") as path, pytest.MonkeyPatch.context() as environment:
         directory = pathlib.Path(path).resolve()
         environment.setenv("RAIDFS_RUNTIME_DIR", str(directory / "run"))
         (directory / "n0").mkdir()
-        backend: Backend = Memory() if request.param == "memory" else Array(directory)
+        backend: Backend = Memory() if request.param == "memory" else Array(directory, "--plane", request.param)
         try:
             yield backend.mount(directory / "n0")
         finally:

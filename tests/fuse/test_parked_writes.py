@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from support.mounted import Node, eventually
+from support.mounted import Backend, Node, eventually
 
 pytestmark = [pytest.mark.fuse, pytest.mark.slow]
 
@@ -19,6 +19,12 @@ PARKED = 1000
 BLOCK_BYTES = 4096
 RANGE_BYTES = PARKED * BLOCK_BYTES
 OUTSIDE = 32 << 20
+
+
+@pytest.fixture(params=["memory", "array", "pyfuse3_array"])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    found: Backend = request.getfixturevalue(request.param)
+    return found
 
 
 @pytest.fixture

@@ -38,10 +38,12 @@ def fio(node: Node, half: int) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+@pytest.mark.parametrize("plane", ["native", "pyfuse3"])
 def test_two_nodes_under_fio_verify_leave_equal_legs_and_a_clean_bitmap(
-    array: Array, directories: list[pathlib.Path]
+    array: Array, directories: list[pathlib.Path], plane: str
 ) -> None:
-    nodes = [array.mount(directory) for directory in directories]
+    nodes = [array.mount(directory, "--plane", plane) for directory in directories]
+    assert [node.status().node.plane for node in nodes] == [plane] * 2
     running = [fio(node, half) for half, node in enumerate(nodes)]
     said = [process.communicate(timeout=SECONDS + 100)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0], "\n".join(said)

@@ -25,6 +25,7 @@ OPTIONS = MountOptions(
         cluster_name="testing",
         buffered=True,
     ),
+    plane="pyfuse3",
 )
 
 
@@ -37,7 +38,7 @@ def test_the_daemon_is_given_every_option() -> None:
 
 def test_options_that_were_not_given_are_not_passed_on() -> None:
     plain = MountOptions(mountpoint="/srv/x", node=NodeOptions(images=("/srv/a.img",), client_name="host:1"))
-    assert plain.arguments() == ["--lock", "auto", "--plane", "pyfuse3", "--", "/srv/a.img", "/srv/x"]
+    assert plain.arguments() == ["--lock", "auto", "--plane", "native", "--", "/srv/a.img", "/srv/x"]
 
 
 class TestStatusPipe:

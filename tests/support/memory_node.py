@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Callable
 
 import trio
 
+from raidfs._backend_threads import ThreadBackend
 from raidfs.control.schema import (
     ArrayStatus,
     BitmapStatus,
@@ -140,6 +141,9 @@ class MemoryNode:
         self.volume = volume
         self.uuid = UUID
         self._status = sample_status(size_bytes=volume.size_bytes, read_only=read_only, name=volume.name)
+
+    def native_legs(self) -> ThreadBackend | None:
+        return None
 
     def status(self) -> NodeStatus:
         volume = self.volume

@@ -122,21 +122,25 @@ class Memory:
 
 
 class Array:
-    """Nodes of one array over two images, equal from the start."""
+    """Nodes of one array over two images, equal from the start; ``options`` are for each mount."""
 
-    def __init__(self, directory: pathlib.Path) -> None:
+    def __init__(self, directory: pathlib.Path, *options: str) -> None:
         self.images = [directory / "a.img", directory / "b.img"]
+        self._options = options
         self._nodes: list[Node] = []
         made = raidfs("create", "--size", str(SIZE_BYTES), "--assume-clean", *self.images)
         assert made.returncode == 0, made.stderr
 
     def mount(self, directory: pathlib.Path, *options: str) -> Node:
-        said = raidfs("mount", *options, *self.images, directory)
+        said = self._started("mount", *self._options, *options, *self.images, directory)
         assert said.returncode == 0, said.stderr
         with client.find(str(directory)) as found:
             node = Node(directory, directory / "md0", found.hello.pid)
         self._nodes.append(node)
         return node
+
+    def _started(self, *words: str | pathlib.Path) -> subprocess.CompletedProcess[str]:
+        return raidfs(*words)
 
     def close(self) -> None:
         for node in self._nodes:

@@ -1,0 +1,31 @@
+from raidfs._backend_threads import ThreadBackend
+
+class Plane:
+    """Workers that serve the data requests of one mount over the engine and the legs of ``backend``.
+
+    ``fuse_fd`` is the mounted ``/dev/fuse`` and ``pyfuse3_fd`` our end of the socket pair; the caller keeps owning
+    both. 1 is added to the eventfd ``done_fd`` when no worker runs any more and every data request has its answer.
+    With ``ring`` each worker has an io_uring for legs that are not in memory; without it the pool carries those out.
+    """
+
+    def __init__(
+        self, backend: ThreadBackend, fuse_fd: int, pyfuse3_fd: int, done_fd: int, *, workers: int, ring: bool
+    ) -> None: ...
+    def work(self, number: int) -> None:
+        """Be worker ``number`` until the mount is gone or `stop`; requests of its may still wait for something then."""
+
+    def stop(self) -> None:
+        """Make the workers end, whatever they wait for; call it again until they have."""
+
+    def close(self) -> None:
+        """Give up: answers that come later are dropped. The workers must have ended; a second call does nothing."""
+
+    def waiting_for(self, unique: int) -> int:
+        """Return the opcode of a request that was passed on to pyfuse3 and is not answered yet, or 0."""
+
+    def answer(self, message: bytes) -> int:
+        """Take an answer of pyfuse3's to where its request came from; returns 0 or the errno of the write."""
+
+    @property
+    def in_flight(self) -> int:
+        """How many data requests have no answer yet."""

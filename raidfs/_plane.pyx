@@ -1,0 +1,224 @@
+"""The native data plane: data requests go from ``/dev/fuse`` to the legs and back without touching Python.
+
+A few worker threads read ``/dev/fuse``, each on a descriptor of its own (FUSE_DEV_IOC_CLONE). READ, WRITE, FSYNC and
+FLUSH are served here, through the engine; everything else goes as it is to unmodified pyfuse3 through a socket pair,
+whose answers `Plane.answer` takes back to the descriptor that the request came from. The text is in plane/:
+
+* fuse.pxi: the messages; slots.pxi: a request and its buffer; messages.pxi: receiving, passing on, answering;
+* workers.pxi: who waits for what, and who carries leg operations out.
+"""
+
+import os
+
+from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, EINVAL, ENODEV, ENOMEM, EOPNOTSUPP, errno
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memset
+
+from raidfs._backend_threads cimport Pool, ThreadBackend, carry_out
+from raidfs._backend_uring cimport Ring, ring_close, ring_enter, ring_open, ring_push_op, ring_push_poll, ring_take
+from raidfs._core cimport (
+    OP_FLUSH, PAGE_BYTES, REQUEST_BYTES_MAX, REQUEST_DURABLE, REQUEST_FLUSH, REQUEST_READ, REQUEST_WRITE, EngineState,
+    LegOp, Port, Request, engine_complete_op_locked, engine_submit_locked, engine_take_op_locked,
+    engine_take_replies_locked, engine_unlock, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t,
+    pthread_mutex_unlock,
+)
+
+cdef extern from *:
+    """
+    #include <fcntl.h>
+    #include <poll.h>
+    #include <pthread.h>
+    #include <signal.h>
+    #include <string.h>
+    #include <sys/ioctl.h>
+    #include <sys/mman.h>
+    #include <sys/uio.h>
+    #include <unistd.h>
+    #include <linux/fuse.h>
+    #define RAIDFS_ATOMIC_ADD(place, value) __atomic_add_fetch(place, value, __ATOMIC_SEQ_CST)
+    #define RAIDFS_ATOMIC_LOAD(place) __atomic_load_n(place, __ATOMIC_SEQ_CST)
+
+    /* Ends a worker's wait in read(2): any signal with a handler does, when it does not restart the call. */
+    static void raidfs_wake(int number) { (void) number; }
+    static int raidfs_wake_signal(void)
+    {
+        struct sigaction action;
+        memset(&action, 0, sizeof(action));
+        action.sa_handler = raidfs_wake;
+        return sigaction(SIGURG, &action, NULL);
+    }
+    """
+    int64_t atomic_add "RAIDFS_ATOMIC_ADD" (int64_t *place, int64_t value) nogil
+    int64_t atomic_load "RAIDFS_ATOMIC_LOAD" (int64_t *place) nogil
+    int raidfs_wake_signal()
+    int SIGURG
+    ctypedef struct pthread_t:
+        pass
+    pthread_t pthread_self() nogil
+    int pthread_kill(pthread_t thread, int number) nogil
+    int O_DSYNC, O_RDWR, O_CLOEXEC, F_SETFL
+    int fcntl(int fd, int command, ...) nogil
+    struct pollfd:
+        int fd
+        short events
+    short POLLOUT
+    int poll(pollfd *waited, unsigned long count, int timeout_ms) nogil
+    unsigned long FUSE_DEV_IOC_CLONE
+    int ioctl(int fd, unsigned long request, ...) nogil
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+    ssize_t readv(int fd, const iovec *vectors, int count) nogil
+    ssize_t writev(int fd, const iovec *vectors, int count) nogil
+    ssize_t write(int fd, const void *data, size_t length) nogil
+    int usleep(unsigned int microseconds) nogil
+    int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE, MADV_DONTNEED
+    void *MAP_FAILED
+    void *mmap(void *address, size_t length, int protection, int flags, int fd, long offset) nogil
+    int munmap(void *address, size_t length) nogil
+    int madvise(void *address, size_t length, int advice) nogil
+
+include "plane/fuse.pxi"
+include "plane/slots.pxi"
+include "plane/messages.pxi"
+include "plane/workers.pxi"
+
+
+cdef class Plane:
+    """The workers of one mount; see ``_plane.pyi``."""
+
+    cdef ThreadBackend backend
+    cdef PlaneState *state
+    cdef Worker *workers
+    cdef list fds
+    cdef int count
+    cdef int stop_fd
+    cdef bint closed
+
+    def __cinit__(self, ThreadBackend backend not None, int fuse_fd, int pyfuse3_fd, int done_fd, *, int workers,
+                  bint ring):
+        cdef int i
+        self.backend = backend
+        self.fds = []
+        self.stop_fd = -1
+        self.state = <PlaneState *> calloc(1, sizeof(PlaneState))
+        self.workers = <Worker *> calloc(workers, sizeof(Worker))
+        if self.state == NULL or self.workers == NULL:
+            raise MemoryError
+        self.state.e = backend.engine.e
+        self.state.pool = backend.pool
+        self.state.pyfuse3_fd = pyfuse3_fd
+        self.state.done_fd = done_fd
+        pthread_mutex_init(&self.state.mutex, NULL)
+        self.count = workers
+        self.stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        for i in range(workers):
+            self.fds.append(fuse_fd if i == 0 else _cloned(fuse_fd))
+            os.set_blocking(self.fds[i], not ring)
+            self.workers[i].plane = self.state
+            self.workers[i].fd = self.fds[i]
+            self.workers[i].stop_fd = self.stop_fd
+            self.workers[i].ring.fd = -1
+            self.workers[i].has_ring = ring
+        self.state.running = workers
+        raidfs_wake_signal()
+        backend.engine.plane = self      # whoever leaves the engine may call us as long as it is there
+        with nogil:
+            pthread_mutex_lock(&self.state.e.mutex)
+            self.state.e.plane_context = self.state
+            self.state.e.plane_deliver = plane_deliver
+            self.state.e.plane_port = &self.state.port
+            pthread_mutex_unlock(&self.state.e.mutex)
+
+    def __dealloc__(self):
+        cdef int i
+        cdef Passed *passed
+        if self.workers != NULL:
+            for i in range(self.count):
+                slots_free(&self.workers[i].slots)
+        if self.state != NULL:
+            slots_free(&self.state.spare)
+            while self.state.passed != NULL:
+                passed = self.state.passed
+                self.state.passed = passed.next
+                free(passed)
+        free(self.workers)
+        free(self.state)
+
+    def work(self, int number):
+        """Be worker `number`, until the mount is gone or `stop`; its requests may still wait for something then."""
+        with nogil:
+            worker_run(&self.workers[number])
+
+    def stop(self):
+        """Make the workers end, whatever they wait for; call it again until they have."""
+        cdef int i
+        self.state.stopping = True
+        for i in range(self.count):
+            worker_wake(&self.workers[i])
+
+    def close(self):
+        """Give up: answers that come later are dropped. The workers must have ended; a second call does nothing."""
+        if self.closed:
+            return
+        self.closed = True
+        with nogil:
+            pthread_mutex_lock(&self.state.e.mutex)
+            self.state.abandoned = True
+            pthread_mutex_unlock(&self.state.e.mutex)
+            while atomic_load(&self.state.delivering):
+                usleep(100)
+        for fd in self.fds[1:]:
+            if fd != self.fds[0]:
+                os.close(fd)
+        os.close(self.stop_fd)
+
+    def waiting_for(self, uint64_t unique):
+        """Return the opcode of a request that was passed on and not answered yet, or 0."""
+        cdef Passed *passed
+        pthread_mutex_lock(&self.state.mutex)
+        passed = passed_find(self.state, unique)[0]
+        opcode = passed.opcode if passed != NULL else 0
+        pthread_mutex_unlock(&self.state.mutex)
+        return opcode
+
+    def answer(self, const unsigned char[::1] message):
+        """Take an answer of pyfuse3's to where its request came from; one to nobody (a notification) goes anywhere."""
+        cdef iovec piece
+        cdef Passed **place
+        cdef Passed *passed
+        cdef int fd = self.fds[0]
+        cdef OutHeader *header = <OutHeader *> &message[0]
+        cdef ssize_t n
+        pthread_mutex_lock(&self.state.mutex)
+        place = passed_find(self.state, header.unique)
+        passed = place[0]
+        if passed != NULL:
+            fd = passed.fd
+            place[0] = passed.next
+            free(passed)
+        pthread_mutex_unlock(&self.state.mutex)
+        piece.iov_base = <void *> &message[0]
+        piece.iov_len = <size_t> message.shape[0]
+        with nogil:
+            n = writev(fd, &piece, 1)
+        return 0 if n >= 0 else errno
+
+    @property
+    def in_flight(self):
+        """How many data requests have no answer yet."""
+        return atomic_load(&self.state.in_flight)
+
+
+def _cloned(int fuse_fd):
+    """Return another descriptor of the same mount, with a queue of answers of its own."""
+    cdef uint32_t original = <uint32_t> fuse_fd
+    try:
+        fd = os.open("/dev/fuse", O_RDWR | O_CLOEXEC)
+    except OSError:
+        return fuse_fd
+    if ioctl(fd, FUSE_DEV_IOC_CLONE, &original) < 0:
+        os.close(fd)
+        return fuse_fd
+    return fd

@@ -1,0 +1,69 @@
+# The FUSE messages that the plane reads and writes itself; everything is from include/uapi/linux/fuse.h.
+#
+# A request is received into two pieces: 80 bytes, which hold the header and the body of READ and WRITE exactly, and a
+# page-aligned buffer, into which the data of a WRITE so arrive ready for O_DIRECT.
+
+cdef enum:                           # enum fuse_opcode
+    FUSE_FORGET = 2
+    FUSE_OPEN = 14
+    FUSE_READ = 15
+    FUSE_WRITE = 16
+    FUSE_FSYNC = 20
+    FUSE_FLUSH = 25
+    FUSE_INIT = 26
+    FUSE_INTERRUPT = 36
+    FUSE_BATCH_FORGET = 42
+
+cdef enum:
+    HEAD_BYTES = 80                  # fuse_in_header and fuse_read_in or fuse_write_in, 40 bytes each
+    IN_HEADER_BYTES = 40
+    PAYLOAD_BYTES = REQUEST_BYTES_MAX + PAGE_BYTES
+    SPLICE_FLAGS = 0x380             # FUSE_SPLICE_READ, _MOVE, _WRITE: libfuse has a socket, which it must read
+
+cdef struct InHeader:                # struct fuse_in_header
+    uint32_t len
+    uint32_t opcode
+    uint64_t unique
+    uint64_t nodeid
+    uint32_t uid
+    uint32_t gid
+    uint32_t pid
+    uint16_t total_extlen
+    uint16_t padding
+
+cdef struct IoBody:                  # struct fuse_read_in, struct fuse_write_in
+    uint64_t fh
+    uint64_t offset
+    uint32_t size
+    uint32_t io_flags
+    uint64_t lock_owner
+    uint32_t flags                   # of the open file; O_DSYNC is added for pwritev2(RWF_DSYNC)
+    uint32_t padding
+
+cdef struct InitBody:                # struct fuse_init_in, its beginning
+    uint32_t major
+    uint32_t minor
+    uint32_t max_readahead
+    uint32_t flags
+
+cdef struct InterruptBody:           # struct fuse_interrupt_in
+    uint64_t unique
+
+cdef struct OutHeader:               # struct fuse_out_header
+    uint32_t len
+    int32_t error
+    uint64_t unique
+
+cdef struct WriteAnswer:             # fuse_out_header and fuse_write_out
+    OutHeader header
+    uint32_t size
+    uint32_t padding
+
+cdef union Body:
+    IoBody io
+    InitBody init
+    InterruptBody interrupt
+
+cdef struct Head:
+    InHeader header
+    Body body

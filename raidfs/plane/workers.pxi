@@ -1,0 +1,270 @@
+# Workers: threads that read /dev/fuse, hand requests to the engine, carry out leg operations, and write answers.
+#
+# A turn is one visit to the engine: tell it what has ended, hand in what has come, take the leg operations and the
+# replies. Operations on files in memory are done at once, others go to the worker's ring and are told of in a later
+# turn. Without a ring they stay in the engine's queue for the pool of threads. Which worker takes what does not matter:
+# an operation of one's request may be carried out, and its reply written, by the other.
+
+cdef enum:
+    ENDED_MAX = 1024                 # leg operations that end between two turns; a ring has at most as many in flight
+    TAKEN_MAX = 256                  # leg operations that are taken in one turn
+    RING_ENTRIES = 256
+    RING_OPS_MAX = 512               # leg operations in flight in one ring: above it others have to take them
+    BATCH_REQUESTS = 16              # requests that are read between two turns
+
+cdef enum:                           # names of completions that are no leg operation's; those are addresses
+    NAME_REQUEST = 1
+    NAME_STOP = 2
+
+cdef struct Ended:
+    LegOp *op
+    int64_t result
+
+cdef enum:                           # Worker.life, guarded by the plane's mutex
+    NOT_STARTED
+    RUNS
+    ENDED
+
+cdef struct Worker:
+    PlaneState *plane
+    int life
+    pthread_t thread
+    int fd
+    int stop_fd
+    bint over                        # no more requests will come
+    SlotList slots
+    Slot *batch                      # read, and not handed in yet; oldest first
+    Slot *batch_tail
+    uint32_t ended_count
+    Ended ended[ENDED_MAX]
+    Ring ring
+    bint has_ring
+    bint polls_request
+    bint polls_stop
+    uint32_t in_ring
+
+cdef struct PlaneState:
+    EngineState *e
+    Pool *pool
+    Port port
+    int pyfuse3_fd
+    int done_fd                      # eventfd: everything has been answered and no worker runs
+    bint stopping
+    int64_t in_flight                # requests that are in the engine or on their way to it
+    int64_t delivering               # foreign threads that write answers
+    int64_t running                  # workers
+    bint abandoned                   # nobody is there for answers any more
+    pthread_mutex_t mutex            # of what follows; never held together with the engine's
+    Passed *passed
+    SlotList spare                   # slots that foreign threads have answered
+
+
+# ---- replies -----------------------------------------------------------------------------------------------------
+
+cdef void deliver_chain(PlaneState *plane, Request *r, SlotList *slots) noexcept nogil:
+    """Write the answers to replied requests, and keep their slots."""
+    cdef Slot *slot
+    while r != NULL:
+        slot = <Slot *> r
+        r = r.next
+        if not plane.abandoned:
+            answer(slot, slot.r.result)
+        slots_put(slots, slot)
+        if atomic_add(&plane.in_flight, -1) == 0 and atomic_load(&plane.running) == 0:
+            signal_done(plane)
+
+
+cdef void plane_deliver(void *context) noexcept nogil:
+    """Called by any thread that has left the engine while replies of ours waited; see engine_unlock."""
+    cdef PlaneState *plane = <PlaneState *> context
+    cdef SlotList freed
+    cdef Slot *slot
+    cdef Request *r
+    memset(&freed, 0, sizeof(freed))
+    pthread_mutex_lock(&plane.e.mutex)
+    r = engine_take_replies_locked(&plane.port)
+    atomic_add(&plane.delivering, 1)
+    pthread_mutex_unlock(&plane.e.mutex)
+    deliver_chain(plane, r, &freed)
+    atomic_add(&plane.delivering, -1)
+    if freed.head != NULL:
+        pthread_mutex_lock(&plane.mutex)
+        slot = slots_take(&freed)
+        while slot != NULL:
+            slots_put(&plane.spare, slot)
+            slot = slots_take(&freed)
+        pthread_mutex_unlock(&plane.mutex)
+
+
+cdef void signal_done(PlaneState *plane) noexcept nogil:
+    cdef uint64_t one = 1
+    write(plane.done_fd, &one, sizeof(one))
+
+
+# ---- turns -------------------------------------------------------------------------------------------------------
+
+cdef void turn(Worker *worker) noexcept nogil:
+    """Visit the engine until there is nothing left that can be done without waiting."""
+    cdef PlaneState *plane = worker.plane
+    cdef EngineState *e = plane.e
+    cdef LegOp *ops[TAKEN_MAX]
+    cdef int fds[TAKEN_MAX]
+    cdef uint32_t memory
+    cdef uint32_t taken
+    cdef uint32_t i
+    cdef Slot *slot
+    cdef Request *replies
+    while worker.batch != NULL or worker.ended_count:
+        taken = 0
+        pthread_mutex_lock(&e.mutex)
+        for i in range(worker.ended_count):
+            engine_complete_op_locked(e, worker.ended[i].op, worker.ended[i].result)
+        worker.ended_count = 0
+        while worker.batch != NULL:
+            slot = worker.batch
+            worker.batch = slot.next
+            engine_submit_locked(e, &slot.r)
+        memory = plane.pool.memory
+        while taken < TAKEN_MAX and may_take(worker, e.ops_head, memory, taken):
+            ops[taken] = engine_take_op_locked(e)
+            fds[taken] = plane.pool.fds[ops[taken].leg]
+            taken += 1
+        e.ops_fresh = <uint32_t> min(e.ops_fresh, e.ops_queued)
+        replies = engine_take_replies_locked(&plane.port)
+        engine_unlock(e)
+        deliver_chain(plane, replies, &worker.slots)
+        for i in range(taken):
+            if memory & (<uint32_t> 1 << ops[i].leg) or fds[i] < 0 or ring_push_op(&worker.ring, fds[i], ops[i]) != 0:
+                ended(worker, ops[i], carry_out(fds[i], ops[i]))
+            else:
+                worker.in_ring += 1
+
+
+cdef inline bint may_take(Worker *worker, LegOp *op, uint32_t memory, uint32_t taken) noexcept nogil:
+    if op == NULL:
+        return False
+    return memory & (<uint32_t> 1 << op.leg) or (worker.has_ring and worker.in_ring + taken < RING_OPS_MAX)
+
+
+cdef inline void ended(Worker *worker, LegOp *op, int64_t result) noexcept nogil:
+    worker.ended[worker.ended_count].op = op
+    worker.ended[worker.ended_count].result = result
+    worker.ended_count += 1
+
+
+cdef bint take_request(Worker *worker) noexcept nogil:
+    """Read one message and put it into the batch if it is a data request; return whether one more may be there."""
+    cdef PlaneState *plane = worker.plane
+    cdef Slot *slot = slots_take(&worker.slots)
+    cdef int found
+    if slot == NULL:
+        pthread_mutex_lock(&plane.mutex)
+        slot = slots_take(&plane.spare)
+        pthread_mutex_unlock(&plane.mutex)
+    if slot == NULL:
+        slot = slot_new()
+    if slot == NULL:                 # no memory: requests stay in the kernel until some of ours have ended
+        usleep(1000)
+        return False
+    found = receive(worker.fd, slot)
+    if found == GOT_REQUEST and parse(plane, slot):
+        atomic_add(&plane.in_flight, 1)
+        slot.next = NULL
+        if worker.batch == NULL:
+            worker.batch = slot
+        else:
+            worker.batch_tail.next = slot
+        worker.batch_tail = slot
+    else:
+        slots_put(&worker.slots, slot)
+    if found == GOT_THE_END:
+        worker.over = True
+    return found == GOT_REQUEST
+
+
+# ---- the two ways to wait ------------------------------------------------------------------------------------------
+
+cdef void work_blocking(Worker *worker) noexcept nogil:
+    """Wait in the read of /dev/fuse, which wakes one worker for one request; legs in memory, or a pool has them."""
+    while not (worker.over or worker.plane.stopping):
+        take_request(worker)
+        turn(worker)
+
+
+cdef void work_ring(Worker *worker) noexcept nogil:
+    """Wait in the ring, for leg operations and for requests; /dev/fuse does not block."""
+    cdef bint more
+    cdef int i
+    while True:
+        more = False
+        if not (worker.over or worker.plane.stopping):
+            for i in range(BATCH_REQUESTS):
+                more = take_request(worker)
+                if not more:
+                    break
+        turn(worker)
+        if worker.over or worker.plane.stopping:
+            if not worker.in_ring:
+                return
+        elif not more and not worker.polls_request:
+            worker.polls_request = ring_push_poll(&worker.ring, worker.fd, True, NAME_REQUEST) == 0
+        if not worker.polls_stop:
+            worker.polls_stop = ring_push_poll(&worker.ring, worker.stop_fd, False, NAME_STOP) == 0
+        ring_enter(&worker.ring, 0 if more else 1)
+        reap(worker)
+
+
+cdef void reap(Worker *worker) noexcept nogil:
+    cdef uint64_t name
+    cdef int32_t result
+    cdef LegOp *op
+    while worker.ended_count < ENDED_MAX - TAKEN_MAX and ring_take(&worker.ring, &name, &result):
+        if name == NAME_REQUEST:
+            worker.polls_request = False
+        elif name == NAME_STOP:
+            continue
+        else:
+            op = <LegOp *> <size_t> name
+            worker.in_ring -= 1
+            if op.kind != OP_FLUSH and result != <int64_t> op.length and is_unfinished(result):
+                ended(worker, op, carry_out(worker.plane.pool.fds[op.leg], op))
+            else:
+                ended(worker, op, result)
+
+
+cdef inline bint is_unfinished(int32_t result) noexcept nogil:
+    """Tell whether the operation has to be done again, in the long way: not whole, or not as this file system can."""
+    return result >= 0 or result == -EAGAIN or result == -EINTR or result == -EOPNOTSUPP
+
+
+# ---- life ----------------------------------------------------------------------------------------------------------
+
+cdef void worker_run(Worker *worker) noexcept nogil:
+    cdef PlaneState *plane = worker.plane
+    pthread_mutex_lock(&plane.mutex)
+    worker.thread = pthread_self()
+    worker.life = RUNS
+    pthread_mutex_unlock(&plane.mutex)
+    if worker.has_ring and ring_open(&worker.ring, RING_ENTRIES) < 0:
+        worker.has_ring = False
+        fcntl(worker.fd, F_SETFL, O_RDWR)
+    if worker.has_ring:
+        work_ring(worker)
+        ring_close(&worker.ring)
+    else:
+        work_blocking(worker)
+    pthread_mutex_lock(&plane.mutex)
+    worker.life = ENDED
+    pthread_mutex_unlock(&plane.mutex)
+    if atomic_add(&plane.running, -1) == 0 and atomic_load(&plane.in_flight) == 0:
+        signal_done(plane)
+
+
+cdef void worker_wake(Worker *worker) noexcept nogil:
+    """End a worker's wait for a request; it may begin the next one before it has seen why."""
+    cdef uint64_t one = 1
+    write(worker.stop_fd, &one, sizeof(one))
+    pthread_mutex_lock(&worker.plane.mutex)
+    if worker.life == RUNS:
+        pthread_kill(worker.thread, SIGURG)
+    pthread_mutex_unlock(&worker.plane.mutex)
