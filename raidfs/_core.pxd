@@ -22,12 +22,15 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_unlock(pthread_mutex_t *mutex)
 
 cdef enum:
-    LEGS_MAX = 16                # positions of one array; masks of legs are 32 bits
+    LEGS_MAX = 16                # legs of one array, spares included; masks of legs are 32 bits
     PAGE_BYTES = 4096            # unit of bitmap writes, as in md
     REQUEST_BYTES_MAX = 1 << 20  # largest request; FUSE's largest too, and it keeps a request in two range buckets
     RANGE_BUCKETS = 1024         # hash of 1 MiB regions that have writes
     BUFFER_CLASSES = 10          # 4 KiB << class: up to 2 MiB, the largest bounce buffer
     BUFFERS_KEPT = 64            # free buffers kept per class
+    MISMATCHES_MAX = 1024        # ranges kept of what check and repair found
+    READ_ERRORS_MAX = 32         # failed reads kept per leg until control takes them
+    SYNC_BLOCKS_MAX = 64         # blocks of all sync requests in flight
 
 cdef enum:                       # Request.kind
     REQUEST_READ
@@ -38,6 +41,14 @@ cdef enum:                       # Request.kind
     REQUEST_LEG_READ             # control I/O on one leg, offset from the start of the image
     REQUEST_LEG_WRITE            # the same, durable when replied
     REQUEST_LEG_FLUSH
+    REQUEST_SYNC                 # Request.action over [offset, offset + length), block by block
+    REQUEST_BLOCK                # (engine) one such block, see SyncBlock
+
+cdef enum:                       # Request.action of a sync
+    SYNC_HEAL                    # copy the first leg where legs may differ, and what recovering legs lack
+    SYNC_CHECK                   # compare all legs in sync
+    SYNC_REPAIR                  # the same, and write the first leg's data where they differ
+    SYNC_REWRITE                 # repair one leg's unreadable blocks from another leg
 
 cdef enum:                       # Request.flags
     REQUEST_DURABLE = 1          # a write is durable when replied (O_DSYNC)
@@ -53,6 +64,7 @@ cdef enum:                       # Request.stage: what it waits for
     STAGE_LEGS                   # its leg operations
     STAGE_FAILURE                # a leg's failure to be recorded, before its reply
     STAGE_PAGES                  # (sweep) its bitmap pages
+    STAGE_SYNC                   # (sync) its blocks
     STAGE_DONE
     STAGES
 
@@ -110,7 +122,8 @@ cdef struct Request:
     # filled by the submitter
     int kind
     uint32_t flags
-    uint32_t leg                 # LEG_ kinds only
+    uint32_t leg                 # LEG_ kinds and SYNC_REWRITE only
+    int action                   # SYNC only
     uint64_t offset              # bytes
     uint64_t length              # bytes
     unsigned char *data
@@ -131,9 +144,12 @@ cdef struct Request:
     bint counted                 # its chunks count it as in flight
     bint edges_done
     bint submitted               # its data has gone out
-    uint32_t waits_for           # overlapping older writes, pages of a sweep, requests of a drain
+    uint32_t waits_for           # overlapping older writes, pages of a sweep, requests of a drain, blocks of a sync
     uint32_t ops_left
+    uint32_t sent_legs           # mask of legs that counted when its data went out, less those that came anew since
     uint32_t ok_legs             # mask
+    uint64_t cursor              # (sync) where its next block starts
+    uint64_t copied              # (sync) bytes that its blocks have read, each counted once
     int error                    # errno of the last failed operation
     RangeNode ranges[2]
     LegOp ops[LEGS_MAX]
@@ -142,6 +158,22 @@ cdef struct RequestQueue:
     Request *head
     Request *tail
     uint32_t count
+
+cdef struct SyncBlock:           # a part of a sync request; it has its range like a write
+    Request r                    # first, so that a pointer to it is a pointer to the block
+    Request *sync
+    int state
+    uint32_t source              # leg that was read
+    uint32_t tried               # mask of legs that could not be read
+    bint differs                 # legs do not hold the same
+    unsigned char *data[LEGS_MAX]
+    SyncBlock *older             # list of all blocks
+    SyncBlock *younger
+    SyncBlock *compare_next      # blocks to be compared, without the mutex
+
+cdef struct Range:               # bytes of the array, half-open
+    uint64_t start
+    uint64_t end
 
 cdef struct Page:                # one 4 KiB page of the own bitmap slot
     bint due                     # has bits that a write waits for: write as soon as possible
@@ -153,6 +185,7 @@ cdef struct Page:                # one 4 KiB page of the own bitmap slot
     bint sweep_wanted            # the sweep waits for a write that has not started
     bint sweep_writing           # the sweep waits for the write in flight
     uint32_t ops_left
+    uint32_t sent_legs           # as in Request
     uint32_t ok_legs
     uint32_t index
     Page *next_due
@@ -161,26 +194,37 @@ cdef struct Page:                # one 4 KiB page of the own bitmap slot
     LegOp ops[LEGS_MAX]
 
 cdef struct Leg:
+    bint used                    # False between remove_leg and add_leg
     int state
     bint blocked                 # failed, and the failure is not recorded yet
     bint flush_lost              # the last leg failed a flush: nothing is promised durable any more
     uint64_t data_offset         # bytes
+    uint64_t recovery_offset     # bytes; of a recovering leg: what is above has to be copied
+    uint32_t position            # the lowest one in sync is the first leg
     uint64_t next_read           # where a sequential reader goes on
     uint32_t reads_in_flight
+    uint32_t ops_in_flight       # queued or taken
     uint64_t reads
     uint64_t writes
     uint64_t flushes
     uint64_t read_errors
     uint64_t write_errors
+    uint64_t corrected_reads     # blocks rewritten from another leg and read back
 
 cdef struct Event:
     bint raised                  # not yet taken by control
     int error
     uint64_t offset
+    uint64_t length
+
+cdef struct ReadErrors:          # of one leg, distinct, oldest first, until control takes them
+    uint32_t count
+    Event events[READ_ERRORS_MAX]
 
 cdef struct FlushGroup:          # flush requests that share one fdatasync of each leg
     RequestQueue requests
     uint32_t ops_left
+    uint32_t sent_legs           # as in Request
     uint32_t ok_legs
     LegOp ops[LEGS_MAX]
 
@@ -190,8 +234,9 @@ cdef struct EngineState:
     bint configured
     bint read_only
     int fenced                   # errno once membership is lost, else 0
-    uint32_t legs_count
+    uint32_t legs_count          # high-water mark; indexes below it may be free
     uint32_t raid_disks
+    bint read_first              # every read uses the first leg
     uint64_t size                # bytes
     uint64_t block               # bytes
     uint64_t suspend_start       # bytes, half-open; equal when nothing is suspended
@@ -201,6 +246,8 @@ cdef struct EngineState:
     uint32_t writable            # masks of legs, derived from state and blocked
     uint32_t in_sync
     uint32_t blocked
+    uint32_t order[LEGS_MAX]     # legs by position
+    uint64_t recovery_from       # lowest recovery_offset of a recovering leg; UINT64_MAX without one
     # requests
     uint64_t serial
     RequestQueue ready
@@ -223,6 +270,7 @@ cdef struct EngineState:
     uint32_t chunk_shift
     uint64_t chunks
     uint64_t needed              # chunks with NEEDED
+    uint64_t resyncing           # chunks with RESYNC
     uint64_t ones                # chunks with value 1
     uint64_t events_cleared
     bint need_sync
@@ -247,9 +295,25 @@ cdef struct EngineState:
     notify_fn plane_deliver      # called without the mutex
     void *plane_context
     # events for control
-    Event raised[LEGS_MAX][3]
+    Event raised[LEGS_MAX][2]
+    ReadErrors read_errors[LEGS_MAX]
     notify_fn event_notify
     void *event_context
+    # sync
+    RequestQueue syncs           # those that are not replied, oldest first
+    SyncBlock *oldest_block
+    SyncBlock *youngest_block
+    SyncBlock *compare
+    uint32_t blocks_in_flight
+    uint32_t blocks_max
+    uint64_t block_bytes
+    uint64_t sync_read           # bytes
+    uint64_t sync_written
+    uint64_t sync_skipped
+    uint64_t mismatch_sectors
+    uint64_t mismatches_lost     # ranges that did not fit
+    uint32_t mismatch_count
+    Range mismatch[MISMATCHES_MAX]
     # statistics
     uint64_t reads
     uint64_t writes
@@ -282,4 +346,4 @@ cdef class Engine:
     cdef void _free_bitmap(self) noexcept
     cdef _load_bitmap(self, const unsigned char *bits, uint64_t bitmap_bytes)
     cdef uint64_t _submit(self, int kind, uint64_t offset, uint64_t length, const unsigned char *data,
-                          uint32_t flags, uint32_t leg) except 0
+                          uint32_t flags, uint32_t leg, int action=*) except 0

@@ -24,6 +24,21 @@ class EventKind(enum.IntEnum):
     LAST_LEG = 1
     READ_ERROR = 2
 
+class SyncAction(enum.IntEnum):
+    """What a sync request does, block by block.
+
+    HEAL: chunks that are NEEDED or RESYNC are read from the first leg in sync and written to all others; elsewhere,
+    legs that recover and have a ``recovery_offset`` below the block's end are written. Skips what needs neither.
+    CHECK: all legs in sync are read and compared. REPAIR: the same, and a block that differs, or that a leg could not
+    read, is a write of the first leg's data to all others, its bit durable first. REWRITE: the blocks are read from
+    another leg in sync, written to the given one, read back and compared.
+    """
+
+    HEAL = 0
+    CHECK = 1
+    REPAIR = 2
+    REWRITE = 3
+
 class LegStatistics(TypedDict):
     state: int
     blocked: bool
@@ -32,13 +47,25 @@ class LegStatistics(TypedDict):
     flushes: int
     read_errors: int
     write_errors: int
+    corrected_reads: int
+    ops_in_flight: int
+
+class SyncStatistics(TypedDict):
+    """Of sync requests: those not replied, their blocks under way; bytes read from and written to legs, and skipped."""
+
+    requests: int
+    blocks_in_flight: int
+    bytes_read: int
+    bytes_written: int
+    bytes_skipped: int
 
 class EngineStatistics(TypedDict):
     """Counts since the engine was made; ``waiting`` has the requests by what they wait for.
 
     The keys of ``waiting``: new, order (an older overlapping write), suspended (the suspended range), blocked and
     failure (a leg's failure to be recorded, before the start and before the reply), counter (a full chunk), edges
-    (blocks written in part), bitmap (bits to be durable), legs (leg operations), pages (a sweep's bitmap pages).
+    (blocks written in part), bitmap (bits to be durable), legs (leg operations), pages (a sweep's bitmap pages), sync
+    (a sync request's blocks).
     """
 
     reads: int
@@ -49,18 +76,22 @@ class EngineStatistics(TypedDict):
     page_writes: int
     chunks_dirty: int
     chunks_needed: int
+    chunks_resyncing: int
     ops_queued: int
     ops_in_flight: int
     waiting: dict[str, int]
+    sync: SyncStatistics
     legs: list[LegStatistics]
 
 Reply = tuple[int, int, bytes | None]
 """Tag of the request; bytes done or -errno; data of a read."""
 Op = tuple[int, OpKind, int, int, int, bytes | None]
 """Id, kind, leg, offset in the image, length in bytes, data of a write."""
+Event = tuple[EventKind, int, int, int, int]
+"""Kind, leg, errno, offset in the image in bytes, length in bytes (READ_ERROR; else 0)."""
 
 class Engine:
-    """The engine of one array on one node, with ``legs`` positions, not configured yet."""
+    """The engine of one array on one node, with ``legs`` legs for a start, not configured yet."""
 
     def __init__(self, legs: int) -> None: ...
     def configure(
@@ -85,8 +116,38 @@ class Engine:
         included. A set bit means NEEDED unless its chunk ends at or below ``in_sync_below`` bytes. Raises ValueError.
         """
 
-    def publish_legs(self, states: Sequence[LegState]) -> None:
-        """Publish the state of every leg; at least one must be in sync."""
+    def add_leg(self, data_offset: int) -> int:
+        """Add a leg, MISSING until it is published, and return its index: one that was freed, or the next.
+
+        ``data_offset`` in bytes. Raises ValueError when there are `LEGS_LIMIT` already.
+        """
+
+    def remove_leg(self, leg: int) -> None:
+        """Free the index of a leg that is MISSING or FAULTY.
+
+        Raises OSError EBUSY while operations are in flight on it, ValueError when it counts or does not exist.
+        """
+
+    def publish_legs(
+        self,
+        states: Sequence[LegState],
+        *,
+        positions: Sequence[int] | None = None,
+        recovery_offsets: Sequence[int] | None = None,
+        raid_disks: int | None = None,
+    ) -> None:
+        """Publish the state of every leg, by index; at least one is in sync, those left out at the end are MISSING.
+
+        ``positions``: the role of each; the *first* leg is the one in sync with the lowest, the same on all nodes
+        (None: the index). ``recovery_offsets``: in bytes, looked at for RECOVERING legs only: below it a leg holds
+        everything but NEEDED chunks, at and above it everything has to be copied; the array's size for a recovery that
+        the bitmap guides (None: as before, 0 for a leg that begins). ``raid_disks``: the number of positions, if it
+        changes.
+
+        When a leg counts (IN_SYNC, RECOVERING) that did not before, writes under way leave their chunks NEEDED, and no
+        bit counts as durable until the own slot has been written anew to all legs; a sweep that is submitted afterwards
+        ends when that is so.
+        """
 
     def block_leg(self, leg: int) -> None:
         """Leave a leg out from now on, as if it had failed a write (md: Blocked); answer with `leg_failure`."""
@@ -117,6 +178,58 @@ class Engine:
         out as a slot.
         """
 
+    def read_first(self, on: bool) -> None:
+        """Read everything from the first leg while ``on`` (md: SUSPEND_READ_BALANCING)."""
+
+    def need_dirty(self) -> int:
+        """Make every chunk whose bit is set NEEDED: what a leg that comes back lacks. Returns how many there are."""
+
+    def next_to_sync(self, offset: int) -> tuple[int, int] | None:
+        """Return the first contiguous range of bytes at or after ``offset`` that a healing pass has to touch, or None.
+
+        That is: chunks that are NEEDED or RESYNC, and everything from the lowest recovery offset of a recovering leg.
+        """
+
+    def sync_start(self, start: int, end: int) -> None:
+        """NEEDED becomes RESYNC in every chunk that [start, end) touches (md: start_sync)."""
+
+    def sync_end(self, start: int, end: int, *, aborted: bool) -> None:
+        """RESYNC ends (md: end_sync): in the chunks wholly in [start, end), to be cleared by the sweeps that follow.
+
+        ``aborted``: in all chunks that the range touches, and they are NEEDED again. A chunk that became NEEDED
+        meanwhile stays so. The end of the array ends its last chunk.
+        """
+
+    def set_sync_limits(self, block_bytes: int, blocks_in_flight: int) -> None:
+        """Bound what sync requests have in flight together, from their next block on; 1 MiB and 8 at the start.
+
+        ``block_bytes``: a power of two, from the legs' block to `BYTES_MAX`. ``blocks_in_flight``: 1 to 64.
+        """
+
+    def submit_sync(self, action: SyncAction, start: int, end: int, *, leg: int = 0) -> int:
+        """Do an action over [start, end) of the array, widened to whole blocks; ``leg`` is REWRITE's.
+
+        Requests are worked on in order, several may wait. Own writes to a block come before or after it, others go on;
+        the suspended range is not looked at. The result is the bytes of the array that were read (HEAL: to be copied),
+        or an error, when the blocks in flight have ended: EAGAIN when a leg has failed or its failure is not recorded
+        yet (look again), ECANCELED after `abort_sync`, EIO when no leg can read a block (its READ_ERROR tells where),
+        when the last leg in sync refuses a write, or REWRITE reads back something else, EROFS on a read-only node for
+        all but CHECK, the fence's.
+        """
+
+    def abort_sync(self) -> None:
+        """Start no more blocks of the sync requests that wait now; they end with ECANCELED."""
+
+    def mismatches(self) -> tuple[int, list[tuple[int, int]], int]:
+        """Return what CHECK and REPAIR found since the last reset.
+
+        That is: 512-byte sectors in which legs differ, their ranges (start, bytes) in order and merged, and the number
+        of ranges that did not fit.
+        """
+
+    def reset_mismatches(self) -> None:
+        """Forget what CHECK and REPAIR found."""
+
     def submit_read(self, offset: int, length: int) -> int:
         """Read [offset, offset + length) of the array; the reply's data is short at the end of the array."""
 
@@ -144,8 +257,12 @@ class Engine:
     def replies(self) -> list[Reply]:
         """Return the replies that have come, oldest first."""
 
-    def events(self) -> list[tuple[EventKind, int, int, int]]:
-        """Return and forget the events raised so far: kind, leg, errno, offset in the image."""
+    def events(self) -> list[Event]:
+        """Return and forget the events raised so far.
+
+        Of LEG_FAILED and LAST_LEG one stands for several of a leg; of READ_ERROR every distinct range is kept, up to a
+        limit per leg.
+        """
 
     def take_ops(self) -> list[Op]:
         """Take all leg operations that wait (for tests and the simulator; a backend uses the C face)."""

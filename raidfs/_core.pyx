@@ -19,17 +19,21 @@ that uses the C face (``_core.pxd``) or taken and completed one by one from Pyth
 """
 
 import enum
+import os
 
-from libc.errno cimport EINVAL, EIO, ENOMEM, ENOSPC, ENXIO, EROFS
-from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.errno cimport EAGAIN, EBUSY, EINVAL, EIO, ENOMEM, ENOSPC, ENXIO, EROFS
+from libc.stdint cimport UINT64_MAX, int64_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memmove, memset
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 
 
 cdef extern from "<stdlib.h>" nogil:
     int posix_memalign(void **pointer, size_t alignment, size_t size)
+
+cdef extern from "<errno.h>" nogil:
+    int ECANCELED
 
 cdef extern from * nogil:
     int popcount "__builtin_popcount" (unsigned int value)
@@ -41,6 +45,7 @@ include "core/ranges.pxi"
 include "core/bitmap.pxi"
 include "core/legs.pxi"
 include "core/requests.pxi"
+include "core/sync.pxi"
 
 BYTES_MAX = REQUEST_BYTES_MAX
 LEGS_LIMIT = LEGS_MAX
@@ -72,8 +77,18 @@ class EventKind(enum.IntEnum):
     READ_ERROR = EVENT_READ_ERROR
 
 
+class SyncAction(enum.IntEnum):
+    """What a sync request does; see core/sync.pxi."""
+
+    HEAL = SYNC_HEAL
+    CHECK = SYNC_CHECK
+    REPAIR = SYNC_REPAIR
+    REWRITE = SYNC_REWRITE
+
+
 _STAGE_NAMES = (
-    "new", "order", "suspended", "blocked", "counter", "edges", "bitmap", "legs", "failure", "pages", "done",
+    "new", "order", "suspended", "blocked", "counter", "edges", "bitmap", "legs", "failure", "pages", "sync",
+    "done",
 )
 
 
@@ -99,14 +114,27 @@ cdef class Engine:
         pthread_mutex_init(&self.e.mutex, &attributes)
         pthread_mutexattr_destroy(&attributes)
         self.e.legs_count = legs
+        for leg in range(legs):
+            self.e.legs[leg].used = True
+            self.e.legs[leg].position = leg
+        self.e.block_bytes = REQUEST_BYTES_MAX
+        self.e.blocks_max = 8
         self.next_tag = 1
         self._taken = {}
         self._requests = {}
 
     def __dealloc__(self):
         cdef PyRequest *request
+        cdef SyncBlock *block
+        cdef uint32_t leg
         if self.e == NULL:
             return
+        while self.e.oldest_block != NULL:
+            block = self.e.oldest_block
+            self.e.oldest_block = block.younger
+            for leg in range(<uint32_t> LEGS_MAX):
+                free(block.data[leg])
+            free(block)
         for tag in self._requests or ():
             request = <PyRequest *> <uintptr_t> self._requests[tag]
             buffer_put(self.e, request.r.bounce, request.r.span_end - request.r.span_start)
@@ -152,6 +180,8 @@ cdef class Engine:
             raise ValueError("the bitmap slot is not whole pages, or too small for the array")
         if size_bytes <= 0:
             raise ValueError("an array has at least one sector")
+        if e.block_bytes % block_bytes:
+            raise ValueError(f"sync blocks of {e.block_bytes} bytes are not whole blocks of {block_bytes}")
         e.block = block_bytes
         e.size = size_bytes
         e.raid_disks = raid_disks
@@ -190,24 +220,86 @@ cdef class Engine:
         memcpy(e.image, bits, bitmap_bytes)
         memcpy(e.durable, bits, bitmap_bytes)
 
-    def publish_legs(self, states):
-        """Publish the state of every leg; at least one must be in sync."""
+    def add_leg(self, uint64_t data_offset):
+        """Add a leg, MISSING until control publishes it; return its index."""
         cdef EngineState *e = self.e
+        cdef uint32_t leg
+        pthread_mutex_lock(&e.mutex)
+        for leg in range(<uint32_t> LEGS_MAX):
+            if not e.legs[leg].used:
+                memset(&e.legs[leg], 0, sizeof(Leg))
+                memset(&e.raised[leg], 0, sizeof(e.raised[leg]))
+                e.read_errors[leg].count = 0
+                e.legs[leg].used = True
+                e.legs[leg].data_offset = data_offset
+                e.legs[leg].position = leg
+                e.legs_count = max(e.legs_count, leg + 1)
+                legs_derive(e)
+                pthread_mutex_unlock(&e.mutex)
+                return leg
+        pthread_mutex_unlock(&e.mutex)
+        raise ValueError(f"an array has 1 to {LEGS_MAX} legs")
+
+    def remove_leg(self, uint32_t leg):
+        """Free the index of a leg that does not count; raises OSError EBUSY while operations are in flight on it."""
+        cdef EngineState *e = self.e
+        cdef bint busy
+        if leg >= e.legs_count or not e.legs[leg].used:
+            raise ValueError(f"there is no leg {leg}")
+        pthread_mutex_lock(&e.mutex)
+        counts = e.legs[leg].blocked or (e.writable >> leg) & 1
+        busy = e.legs[leg].ops_in_flight != 0
+        if not counts and not busy:
+            e.legs[leg].used = False
+            e.legs[leg].state = LEG_MISSING
+            legs_derive(e)
+        pthread_mutex_unlock(&e.mutex)
+        if counts:
+            raise ValueError(f"leg {leg} counts: it is in sync, recovering, or its failure is not recorded")
+        if busy:
+            raise OSError(EBUSY, os.strerror(EBUSY))
+
+    def publish_legs(self, states, *, positions=None, recovery_offsets=None, raid_disks=None):
+        """Publish the state of every leg; at least one must be in sync. See ``_core.pyi``."""
+        cdef EngineState *e = self.e
+        cdef uint32_t count = len(states)
+        cdef uint32_t disks = e.raid_disks if raid_disks is None else raid_disks
         cdef uint32_t i
+        cdef uint32_t before
         cdef int values[LEGS_MAX]
-        if len(states) != e.legs_count:
-            raise ValueError("one state per leg is needed")
+        cdef uint32_t places[LEGS_MAX]
+        cdef uint64_t offsets[LEGS_MAX]
+        for name, values_ in (("state", states), ("position", positions), ("recovery offset", recovery_offsets)):
+            if values_ is not None and (len(values_) != count or len(values_) > e.legs_count):
+                raise ValueError(f"one {name} per leg is needed")
         if LegState.IN_SYNC not in states:
             raise ValueError("at least one leg must be in sync")
         for i in range(e.legs_count):
-            values[i] = states[i]
+            values[i] = states[i] if i < count else LEG_MISSING
+            if not e.legs[i].used and values[i] != LEG_MISSING:
+                raise ValueError(f"there is no leg {i}")
+            places[i] = i if positions is None or i >= count else positions[i]
+            offsets[i] = 0
+            if recovery_offsets is not None and i < count:
+                offsets[i] = recovery_offsets[i]
+            elif recovery_offsets is None and e.legs[i].state == LEG_RECOVERING:
+                offsets[i] = e.legs[i].recovery_offset
         with nogil:
             pthread_mutex_lock(&e.mutex)
+            before = e.writable | e.blocked
             for i in range(e.legs_count):
                 if values[i] != LEG_IN_SYNC and values[i] != LEG_RECOVERING:
                     e.legs[i].blocked = False
                 e.legs[i].state = values[i]
+                e.legs[i].position = places[i]
+                e.legs[i].recovery_offset = offsets[i]
+            e.raid_disks = disks
             legs_derive(e)
+            if before and e.writable & ~before:
+                legs_joined(e, e.writable & ~before)
+            elif e.writable != e.in_sync and not before and not e.read_only:
+                for i in range(e.pages_count):   # the next sweep writes the own slot to a leg that was away
+                    e.pages[i].needs_write = True
             legs_unblocked(e)
             run(e)
             engine_unlock(e)
@@ -322,16 +414,129 @@ cdef class Engine:
                     bit_clear(e.doubt, chunk)
             pthread_mutex_unlock(&e.mutex)
 
+    def read_first(self, bint on):
+        """Read everything from the first leg while `on` (md: SUSPEND_READ_BALANCING)."""
+        pthread_mutex_lock(&self.e.mutex)
+        self.e.read_first = on
+        pthread_mutex_unlock(&self.e.mutex)
+
+    # ---- sync ----------------------------------------------------------------------------------------------------
+
+    def need_dirty(self):
+        """Make every chunk whose bit is set NEEDED; returns how many there are."""
+        cdef EngineState *e = self.e
+        cdef uint64_t chunk
+        cdef uint64_t found = 0
+        with nogil:
+            pthread_mutex_lock(&e.mutex)
+            for chunk in range(e.chunks):
+                if bit_test(e.image, chunk):
+                    bitmap_set_memory_bits(e, chunk, True)
+                    found += 1
+            pthread_mutex_unlock(&e.mutex)
+        return found
+
+    def next_to_sync(self, uint64_t offset):
+        """Return the first range of bytes at or after `offset` that a healing pass has to touch, or None."""
+        cdef EngineState *e = self.e
+        cdef uint64_t start
+        cdef uint64_t end
+        cdef uint64_t chunk
+        with nogil:
+            pthread_mutex_lock(&e.mutex)
+            start = offset
+            end = offset
+            while end < e.size:
+                chunk = end >> e.chunk_shift
+                if e.counters[chunk] & (NEEDED | RESYNC) or end >= e.recovery_from:
+                    end = (chunk + 1) << e.chunk_shift
+                elif start < end:
+                    break
+                else:
+                    end = min((chunk + 1) << e.chunk_shift, e.recovery_from)
+                    start = end
+            if start < e.recovery_from and end >= e.recovery_from:
+                end = e.size
+            end = min(end, e.size)
+            pthread_mutex_unlock(&e.mutex)
+        return (start, end) if start < end else None
+
+    def sync_start(self, uint64_t start, uint64_t end):
+        """NEEDED becomes RESYNC in every chunk that [start, end) touches (md: start_sync)."""
+        with nogil:
+            pthread_mutex_lock(&self.e.mutex)
+            if start < end:
+                bitmap_start_sync(self.e, start, end)
+            pthread_mutex_unlock(&self.e.mutex)
+
+    def sync_end(self, uint64_t start, uint64_t end, *, bint aborted):
+        """RESYNC ends in the chunks wholly in the range; `aborted`: in all it touches, which are NEEDED again."""
+        with nogil:
+            pthread_mutex_lock(&self.e.mutex)
+            if start < end:
+                bitmap_end_sync(self.e, start, end, aborted)
+            pthread_mutex_unlock(&self.e.mutex)
+
+    def set_sync_limits(self, uint64_t block_bytes, uint32_t blocks_in_flight):
+        """Bound what sync requests have in flight, from their next block on."""
+        cdef EngineState *e = self.e
+        cdef uint64_t least = max(e.block, <uint64_t> 512)
+        if block_bytes & (block_bytes - 1) or not least <= block_bytes <= <uint64_t> REQUEST_BYTES_MAX:
+            raise ValueError(f"sync blocks of {block_bytes} bytes are not a power of two of at least one block")
+        if not 1 <= blocks_in_flight <= SYNC_BLOCKS_MAX:
+            raise ValueError(f"1 to {SYNC_BLOCKS_MAX} sync blocks may be in flight")
+        with nogil:
+            pthread_mutex_lock(&e.mutex)
+            e.block_bytes = block_bytes
+            e.blocks_max = blocks_in_flight
+            run(e)
+            engine_unlock(e)
+
+    def submit_sync(self, int action, uint64_t start, uint64_t end, *, uint32_t leg=0):
+        """Heal, check, repair or rewrite [start, end) of the array, block by block; see core/sync.pxi."""
+        if end < start:
+            raise ValueError("a range ends at or after its start")
+        SyncAction(action)
+        return self._submit(REQUEST_SYNC, start, end - start, NULL, 0, leg, action)
+
+    def abort_sync(self):
+        """Start no more blocks of the sync requests that wait now; they end with ECANCELED."""
+        cdef EngineState *e = self.e
+        with nogil:
+            pthread_mutex_lock(&e.mutex)
+            sync_stop(e, ECANCELED)
+            run(e)
+            engine_unlock(e)
+
+    def mismatches(self):
+        """Return what check and repair found: sectors, ranges (start, bytes) in order, ranges that did not fit."""
+        cdef EngineState *e = self.e
+        cdef uint32_t i
+        pthread_mutex_lock(&e.mutex)
+        ranges = [(e.mismatch[i].start, e.mismatch[i].end - e.mismatch[i].start) for i in range(e.mismatch_count)]
+        found = (e.mismatch_sectors, ranges, e.mismatches_lost)
+        pthread_mutex_unlock(&e.mutex)
+        return found
+
+    def reset_mismatches(self):
+        """Forget what check and repair found."""
+        pthread_mutex_lock(&self.e.mutex)
+        self.e.mismatch_sectors = 0
+        self.e.mismatches_lost = 0
+        self.e.mismatch_count = 0
+        pthread_mutex_unlock(&self.e.mutex)
+
     # ---- requests ------------------------------------------------------------------------------------------------
 
     cdef uint64_t _submit(self, int kind, uint64_t offset, uint64_t length, const unsigned char *data,
-                          uint32_t flags, uint32_t leg) except 0:
+                          uint32_t flags, uint32_t leg, int action=0) except 0:
         cdef PyRequest *request
         cdef uint64_t tag = self.next_tag
         request = <PyRequest *> calloc(1, sizeof(PyRequest))
         if request == NULL:
             raise MemoryError
-        if length and (kind == REQUEST_READ or kind == REQUEST_WRITE or kind >= REQUEST_LEG_READ):
+        if length and (kind == REQUEST_READ or kind == REQUEST_WRITE or kind == REQUEST_LEG_READ
+                       or kind == REQUEST_LEG_WRITE):
             if posix_memalign(<void **> &request.buffer, PAGE_BYTES, length):
                 free(request)
                 raise MemoryError
@@ -344,6 +549,7 @@ cdef class Engine:
         request.r.length = length
         request.r.flags = flags
         request.r.leg = leg
+        request.r.action = action
         request.r.tag = tag
         request.r.port = &self.port
         self.next_tag += 1
@@ -413,19 +619,25 @@ cdef class Engine:
             free(request)
 
     def events(self):
-        """Return and forget the events raised so far: (kind, leg, errno, offset in the image)."""
+        """Return and forget the events raised so far: (kind, leg, errno, offset in the image, length)."""
         cdef EngineState *e = self.e
         cdef list found = []
+        cdef Event *event
         cdef uint32_t leg
-        cdef int kind
+        cdef uint32_t i
         pthread_mutex_lock(&e.mutex)
         for leg in range(e.legs_count):
-            for kind in range(EVENTS):
-                if e.raised[leg][kind].raised:
-                    e.raised[leg][kind].raised = False
-                    found.append((kind, leg, e.raised[leg][kind].error, e.raised[leg][kind].offset))
+            for i in range(<uint32_t> EVENT_READ_ERROR):
+                event = &e.raised[leg][i]
+                if event.raised:
+                    event.raised = False
+                    found.append((i, leg, event.error, event.offset, event.length))
+            for i in range(e.read_errors[leg].count):
+                event = &e.read_errors[leg].events[i]
+                found.append((EVENT_READ_ERROR, leg, event.error, event.offset, event.length))
+            e.read_errors[leg].count = 0
         pthread_mutex_unlock(&e.mutex)
-        return [(EventKind(kind_), leg_, error, offset) for kind_, leg_, error, offset in found]
+        return [(EventKind(kind), leg_, error, offset, length) for kind, leg_, error, offset, length in found]
 
     # ---- leg operations, one by one, for tests and the simulator ---------------------------------------------------
 
@@ -489,9 +701,17 @@ cdef class Engine:
             "page_writes": e.page_writes,
             "chunks_dirty": dirty,
             "chunks_needed": e.needed,
+            "chunks_resyncing": e.resyncing,
             "ops_queued": e.ops_queued,
             "ops_in_flight": e.ops_taken,
             "waiting": {_STAGE_NAMES[i]: e.stages[i] for i in range(<uint64_t> STAGE_DONE) if e.stages[i]},
+            "sync": {
+                "requests": e.syncs.count,
+                "blocks_in_flight": e.blocks_in_flight,
+                "bytes_read": e.sync_read,
+                "bytes_written": e.sync_written,
+                "bytes_skipped": e.sync_skipped,
+            },
             "legs": [
                 {
                     "state": e.legs[i].state,
@@ -501,6 +721,8 @@ cdef class Engine:
                     "flushes": e.legs[i].flushes,
                     "read_errors": e.legs[i].read_errors,
                     "write_errors": e.legs[i].write_errors,
+                    "corrected_reads": e.legs[i].corrected_reads,
+                    "ops_in_flight": e.legs[i].ops_in_flight,
                 }
                 for i in range(e.legs_count)
             ],
@@ -527,9 +749,7 @@ cdef void fence_ops(EngineState *e) noexcept nogil:
     while op != NULL:
         following = op.next
         op.next = NULL
-        op.pending = False
-        if op.kind == OP_READ:
-            e.legs[op.leg].reads_in_flight -= 1
+        op_ended(e, op, -e.fenced)
         if op.owner_kind == OWNER_PAGE:
             page_op_done(e, <Page *> op.owner, op, e.fenced)
         elif op.owner_kind == OWNER_FLUSH:

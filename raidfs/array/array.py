@@ -196,7 +196,7 @@ class Array:
 
     # ---- running -------------------------------------------------------------------------------------------------
 
-    def _on_event(self, kind: EventKind, leg: int, errno: int, offset: int) -> None:
+    def _on_event(self, kind: EventKind, leg: int, errno: int, offset: int, length: int) -> None:
         path, reason = self.leg(leg).path, os.strerror(errno)
         if kind == EventKind.LEG_FAILED:
             log.error("%s: write or flush failed at byte %d: %s", path, offset, reason)
@@ -204,7 +204,7 @@ class Array:
         elif kind == EventKind.LAST_LEG:
             log.error("%s: write or flush failed at byte %d on the last leg: %s", path, offset, reason)
         else:
-            log.warning("%s: read failed at byte %d, another leg is tried: %s", path, offset, reason)
+            log.warning("%s: read failed at byte %d (%d bytes), another leg is tried: %s", path, offset, length, reason)
 
     def report_failed(self, index: int, errno: int) -> None:
         """Hand a leg that is blocked to the task that records failures."""

@@ -10,17 +10,18 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from raidfs._core import BYTES_MAX, Engine, EventKind
+from raidfs._core import BYTES_MAX, Engine, EventKind, SyncAction
 from raidfs.runtime import Future, Runtime
 
-EventHandler = Callable[[EventKind, int, int, int], None]
+SyncUnderWay = Future[tuple[int, None]]
+EventHandler = Callable[[EventKind, int, int, int, int], None]
 
 
 class EnginePort:
     """Awaitable requests to one engine.
 
-    Errors of requests are OSError with the engine's errno. ``on_event(kind, leg, errno, offset)`` is called from
-    `pump` for each event; it must not wait.
+    Errors of requests are OSError with the engine's errno. ``on_event(kind, leg, errno, offset, length)`` is called
+    from `pump` for each event; it must not wait.
     """
 
     def __init__(self, runtime: Runtime, engine: Engine) -> None:
@@ -51,9 +52,7 @@ class EnginePort:
             result, data = await future.wait(what=what)
         finally:
             self._waiting.pop(tag, None)
-        if result < 0:
-            raise OSError(-result, os.strerror(-result))
-        return result, data
+        return _done(result), data
 
     async def read(self, offset: int, length: int) -> bytes:
         """Return the array's bytes at ``offset``; fewer than ``length`` only at its end."""
@@ -98,6 +97,19 @@ class EnginePort:
         """Do one round of the lazy clearing of bits and write the bitmap pages that are due."""
         await self._reply(self.engine.submit_sweep(), "a sweep of the bitmap")
 
+    async def sync(self, action: SyncAction, start: int, end: int, *, leg: int = 0) -> int:
+        """Do an action over [start, end) of the array and return the bytes read; see `Engine.submit_sync`."""
+        return await self.end_sync(self.begin_sync(action, start, end, leg=leg))
+
+    def begin_sync(self, action: SyncAction, start: int, end: int, *, leg: int = 0) -> SyncUnderWay:
+        """Submit a sync behind those that wait and return what `end_sync` waits for."""
+        return self._expect(self.engine.submit_sync(action, start, end, leg=leg))
+
+    async def end_sync(self, under_way: SyncUnderWay) -> int:
+        """Return the bytes read by a sync that `begin_sync` has submitted."""
+        result, _ = await under_way.wait(what="sync blocks in flight")
+        return _done(result)
+
     async def leg_reads(self, legs: Sequence[int], offset: int, length: int) -> list[bytes | OSError]:
         """Read the same place of several legs' images at once; an error stands in the place of its bytes."""
         tags = [self.engine.submit_leg_read(leg, offset, length) for leg in legs]
@@ -132,3 +144,9 @@ class EnginePort:
         _, data = await self._reply(self.engine.submit_leg_read(leg, offset, length), f"metadata of leg {leg}")
         assert data is not None
         return data
+
+
+def _done(result: int) -> int:
+    if result < 0:
+        raise OSError(-result, os.strerror(-result))
+    return result

@@ -55,6 +55,10 @@ cdef inline void counter_put(EngineState *e, uint64_t chunk, uint16_t value) noe
         e.needed -= 1
     if value & NEEDED:
         e.needed += 1
+    if old & RESYNC:
+        e.resyncing -= 1
+    if value & RESYNC:
+        e.resyncing += 1
     e.counters[chunk] = value
 
 
@@ -84,23 +88,24 @@ cdef void bitmap_startwrite(EngineState *e, uint64_t first, uint64_t last) noexc
             value = 2
         elif value == 1:
             value = 2
-        elif value & COUNTER_MAX == 0:       # NEEDED or RESYNC alone do not occur: they sit on 2
-            value += 2
         counter_put(e, chunk, value + 1)
 
 
-cdef void bitmap_endwrite(EngineState *e, uint64_t first, uint64_t last, bint everywhere) noexcept nogil:
-    """Uncount a write; `everywhere` says that every position of the array has it."""
+cdef void bitmap_endwrite(EngineState *e, uint64_t first, uint64_t last, bint written) noexcept nogil:
+    """Uncount a write; `written` says that every leg that counts has it. Else legs differ: the chunks are NEEDED.
+
+    What a missing leg lacks needs no mark here: while the array is degraded no bit is cleared on disk.
+    """
     cdef uint64_t chunk
     cdef uint16_t value
-    if everywhere and e.events_cleared < e.events:
+    if written and not degraded(e) and e.events_cleared < e.events:
         e.events_cleared = e.events
         e.need_sync = True
     for chunk in range(first, last + 1):
         value = e.counters[chunk]
         ENSURE(value & COUNTER_MAX > 2)
         value -= 1
-        if not everywhere:
+        if not written:
             value |= NEEDED
         counter_put(e, chunk, value)
         if value <= 2:
@@ -154,6 +159,7 @@ cdef void page_write(EngineState *e, Page *page) noexcept nogil:
     page.sweep_writing = page.sweep_wanted
     page.sweep_wanted = False
     page.writing = True
+    page.sent_legs = e.writable | e.blocked
     page.ok_legs = 0
     page.ops_left = 0
     memcpy(page.snapshot, e.image + start, PAGE_BYTES)
@@ -171,6 +177,8 @@ cdef void page_write(EngineState *e, Page *page) noexcept nogil:
 cdef void bitmap_distrust(EngineState *e) noexcept nogil:
     """A leg counts again that may have missed page writes: no bit is durable before all pages are written anew."""
     cdef uint32_t i
+    if e.read_only:                          # it never writes a page, and has no writes that wait for bits
+        return
     memset(e.durable, 0, <size_t> e.pages_count * PAGE_BYTES)
     for i in range(e.pages_count):
         page_due(e, &e.pages[i])
@@ -191,12 +199,20 @@ cdef void page_op_done(EngineState *e, Page *page, LegOp *op, int error) noexcep
     if e.writable & ~page.ok_legs == 0:
         memcpy(e.durable + <uint64_t> page.index * PAGE_BYTES, page.snapshot, PAGE_BYTES)
         wake_all(e, &page.waiters)
+    elif e.writable & page.sent_legs & ~page.ok_legs == 0:
+        page.due = True                      # legs came meanwhile and lack it
+        page.sweep_wanted = page.sweep_wanted or swept
+        swept = False
+        wake_all(e, &page.waiters)
     else:                                    # the last leg refused it: who waits gets the error, others try again
         page.needs_write = True
         r = queue_pop(&page.waiters)
         while r != NULL:
             r.error = EIO
-            write_finish(e, r)
+            if r.kind == REQUEST_BLOCK:
+                block_advance(e, <SyncBlock *> r)
+            else:
+                write_finish(e, r)
             r = queue_pop(&page.waiters)
         if swept:
             e.sweep.error = EIO
@@ -326,9 +342,54 @@ cdef inline uint64_t page_end_chunk(EngineState *e, uint32_t page) noexcept nogi
 cdef void bitmap_set_memory_bits(EngineState *e, uint64_t chunk, bint needed) noexcept nogil:
     """Count a bit that is set on disk; `needed` says that its chunk must be resynced."""
     cdef uint16_t value = e.counters[chunk]
-    if value == 0:
+    if value == 0 or (value == 1 and needed):    # NEEDED and RESYNC sit on 2 at least
         value = 2
         page_of(e, chunk).scan = True
     if needed:
         value |= NEEDED
     counter_put(e, chunk, value)
+
+
+cdef void bitmap_start_sync(EngineState *e, uint64_t start, uint64_t end) noexcept nogil:
+    """NEEDED becomes RESYNC in every chunk that [start, end) touches (md: start_sync)."""
+    cdef uint64_t chunk
+    for chunk in range(start >> e.chunk_shift, min((end - 1) >> e.chunk_shift, e.chunks - 1) + 1):
+        if e.counters[chunk] & NEEDED:
+            counter_put(e, chunk, (e.counters[chunk] & ~NEEDED) | RESYNC)
+
+
+cdef void bitmap_end_sync(EngineState *e, uint64_t start, uint64_t end, bint aborted) noexcept nogil:
+    """RESYNC ends in the chunks wholly in [start, end): their sync is done (md: end_sync).
+
+    Aborted, it ends in all chunks that the range touches, and they are NEEDED again.
+    """
+    cdef uint64_t mask = (<uint64_t> 1 << e.chunk_shift) - 1
+    cdef uint64_t chunk = start >> e.chunk_shift
+    cdef uint64_t stop = (end + mask) >> e.chunk_shift
+    cdef uint16_t value
+    if not aborted:
+        chunk = (start + mask) >> e.chunk_shift
+        if end < e.size:
+            stop = end >> e.chunk_shift
+    stop = min(stop, e.chunks)
+    while chunk < stop:
+        value = e.counters[chunk]
+        if value & RESYNC:
+            value &= ~RESYNC
+            if aborted:
+                value |= NEEDED
+            counter_put(e, chunk, value)
+            if value <= 2:
+                page_of(e, chunk).scan = True
+        chunk += 1
+
+
+cdef bint chunks_differ(EngineState *e, uint64_t start, uint64_t end) noexcept nogil:
+    """Tell whether a resync of a chunk in [start, end) is due or under way."""
+    cdef uint64_t chunk
+    if not e.needed and not e.resyncing:
+        return False
+    for chunk in range(start >> e.chunk_shift, min((end - 1) >> e.chunk_shift, e.chunks - 1) + 1):
+        if e.counters[chunk] & (NEEDED | RESYNC):
+            return True
+    return False

@@ -1,13 +1,20 @@
 # Legs: which one to read, what a failure does, what control answers.
 
 cdef void legs_derive(EngineState *e) noexcept nogil:
-    """Compute the masks from what control published and what has failed since."""
+    """Compute the masks and the order from what control published and what has failed since."""
     cdef uint32_t leg
     cdef uint32_t bit
+    cdef uint32_t i
     e.writable = 0
     e.in_sync = 0
     e.blocked = 0
+    e.recovery_from = UINT64_MAX
     for leg in range(e.legs_count):
+        i = leg
+        while i and e.legs[e.order[i - 1]].position > e.legs[leg].position:
+            e.order[i] = e.order[i - 1]
+            i -= 1
+        e.order[i] = leg
         bit = <uint32_t> 1 << leg
         if e.legs[leg].blocked:
             e.blocked |= bit
@@ -16,6 +23,48 @@ cdef void legs_derive(EngineState *e) noexcept nogil:
             e.writable |= bit
         elif e.legs[leg].state == LEG_RECOVERING:
             e.writable |= bit
+            e.recovery_from = min(e.recovery_from, e.legs[leg].recovery_offset)
+
+
+cdef int first_leg(EngineState *e, uint32_t candidates) noexcept nogil:
+    """Return the leg of `candidates` with the lowest position, or -1 without any."""
+    cdef uint32_t i
+    for i in range(e.legs_count):
+        if candidates & (<uint32_t> 1 << e.order[i]):
+            return <int> e.order[i]
+    return -1
+
+
+cdef void legs_joined(EngineState *e, uint32_t fresh) noexcept nogil:
+    """Legs in the mask `fresh` count from now on and did not before: what is under way has not reached them.
+
+    A write that is under way leaves its chunks NEEDED, a bitmap page is written again, a flush asks nothing of them:
+    control flushes a leg itself before it is in sync. No bit is durable before all pages have been written anew.
+    """
+    cdef Request *r = e.active_head
+    cdef SyncBlock *block = e.oldest_block
+    cdef uint32_t i
+    while r != NULL:
+        r.sent_legs &= ~fresh
+        r.ok_legs &= ~fresh
+        r = r.active_next
+    while block != NULL:
+        block.r.ok_legs &= ~fresh
+        block = block.younger
+    for i in range(e.pages_count):
+        e.pages[i].sent_legs &= ~fresh
+        e.pages[i].ok_legs &= ~fresh
+    if e.sweep != NULL:
+        e.sweep.ok_legs &= ~fresh
+    r = e.failure_queue.head
+    while r != NULL:
+        r.sent_legs &= ~fresh
+        r = r.next
+    e.flushing.sent_legs &= ~fresh
+    for i in range(e.legs_count):
+        if fresh & (<uint32_t> 1 << i):
+            e.legs[i].flush_lost = False
+    bitmap_distrust(e)
 
 
 cdef bint legs_lost_a_flush(EngineState *e) noexcept nogil:
@@ -56,10 +105,12 @@ cdef void legs_unblocked(EngineState *e) noexcept nogil:
 
 cdef bint legs_may_differ(EngineState *e, uint64_t start, uint64_t end) noexcept nogil:
     cdef uint64_t chunk
-    if not e.needed and not e.doubtful:
+    if chunks_differ(e, start, end):
+        return True
+    if not e.doubtful:
         return False
     for chunk in range(start >> e.chunk_shift, min((end - 1) >> e.chunk_shift, e.chunks - 1) + 1):
-        if e.counters[chunk] & NEEDED or (e.doubtful and bit_test(e.doubt, chunk)):
+        if bit_test(e.doubt, chunk):
             return True
     return False
 
@@ -68,8 +119,8 @@ cdef int read_leg(EngineState *e, uint64_t start, uint64_t end, uint32_t tried) 
     """Return the leg to read [start, end) of the array from, or -1.
 
     Where legs may differ the first one, so that every read on every node gives the same (md: choose_first): in a
-    suspended range, in chunks that need a resync, and where another node may have left such chunks. Else the leg
-    where a stream goes on; else the one with the fewest reads in flight, in turn.
+    suspended range, in chunks that need a resync, where another node may have left such chunks, and everywhere while
+    control asks for that. Else the leg where a stream goes on; else the one with the fewest reads in flight, in turn.
     """
     cdef uint32_t candidates = e.in_sync & ~tried
     cdef uint32_t leg
@@ -77,10 +128,8 @@ cdef int read_leg(EngineState *e, uint64_t start, uint64_t end, uint32_t tried) 
     cdef int best = -1
     if not candidates:
         return -1
-    if (start < e.suspend_end and end > e.suspend_start) or legs_may_differ(e, start, end):
-        for leg in range(e.legs_count):
-            if candidates & (<uint32_t> 1 << leg):
-                return <int> leg
+    if e.read_first or (start < e.suspend_end and end > e.suspend_start) or legs_may_differ(e, start, end):
+        return first_leg(e, candidates)
     for leg in range(e.legs_count):
         if candidates & (<uint32_t> 1 << leg) and e.legs[leg].next_read == start and start:
             best = <int> leg
@@ -105,7 +154,7 @@ cdef bint read_retry(EngineState *e, Request *r, LegOp *op, int error) noexcept 
     cdef uint64_t start = op.offset - e.legs[op.leg].data_offset
     cdef int leg
     e.legs[op.leg].read_errors += 1
-    raise_event(e, EVENT_READ_ERROR, op.leg, error, op.offset)
+    raise_read_error(e, op.leg, error, op.offset, op.length)
     op.tried |= <uint32_t> 1 << op.leg
     leg = read_leg(e, start, start + op.length, op.tried)
     if leg < 0 or e.fenced:

@@ -52,6 +52,7 @@ cdef void op_submit(EngineState *e, LegOp *op, int kind, uint32_t leg, uint64_t 
     op.owner = owner
     op.pending = True
     op.next = NULL
+    e.legs[leg].ops_in_flight += 1
     if kind == OP_READ:
         e.legs[leg].reads_in_flight += 1
         e.legs[leg].reads += 1
@@ -68,16 +69,31 @@ cdef void op_submit(EngineState *e, LegOp *op, int kind, uint32_t leg, uint64_t 
     e.ops_fresh += 1
 
 
+cdef inline int op_ended(EngineState *e, LegOp *op, int64_t result) noexcept nogil:
+    """Count an operation as ended and return its errno, or 0; a short transfer is an error."""
+    op.pending = False
+    e.legs[op.leg].ops_in_flight -= 1
+    if op.kind == OP_READ:
+        e.legs[op.leg].reads_in_flight -= 1
+    if result < 0:
+        return <int> -result
+    return EIO if op.kind != OP_FLUSH and <uint64_t> result != op.length else 0
+
+
 cdef void engine_unlock(EngineState *e) noexcept nogil:
     """Unlock, and only then wake the backend: whom it wakes would else wait for the mutex at once.
 
-    Replies of the data plane are delivered here as well, by this thread: nobody has to be woken for them.
+    Replies of the data plane are delivered here as well, by this thread: nobody has to be woken for them. Blocks of a
+    check are compared first: that takes long, and the mutex is given up meanwhile.
     """
-    cdef uint32_t fresh = e.ops_fresh
+    cdef uint32_t fresh
     cdef ops_notify_fn notify = e.ops_notify
     cdef void *context = e.ops_context
     cdef notify_fn deliver = NULL
     cdef void *plane = e.plane_context
+    if e.compare != NULL:
+        blocks_compare(e)
+    fresh = e.ops_fresh
     if e.plane_port != NULL and e.plane_port.head != NULL:
         deliver = e.plane_deliver
     e.ops_fresh = 0
@@ -157,5 +173,23 @@ cdef void raise_event(EngineState *e, int kind, uint32_t leg, int error, uint64_
     event.raised = True
     event.error = error
     event.offset = offset
+    event.length = 0
+    if e.event_notify != NULL:
+        e.event_notify(e.event_context)
+
+
+cdef void raise_read_error(EngineState *e, uint32_t leg, int error, uint64_t offset, uint64_t length) noexcept nogil:
+    """Tell control of a failed read; distinct ones are kept, up to a limit: later ones are found by later reads."""
+    cdef ReadErrors *errors = &e.read_errors[leg]
+    cdef uint32_t i
+    for i in range(errors.count):
+        if errors.events[i].offset == offset and errors.events[i].length == length:
+            return
+    if errors.count == READ_ERRORS_MAX:
+        return
+    errors.events[errors.count].error = error
+    errors.events[errors.count].offset = offset
+    errors.events[errors.count].length = length
+    errors.count += 1
     if e.event_notify != NULL:
         e.event_notify(e.event_context)

@@ -14,6 +14,7 @@ cdef void engine_submit_locked(EngineState *e, Request *r) noexcept nogil:
     r.next = NULL
     r.result = 0
     r.error = 0
+    r.sent_legs = 0
     r.ok_legs = 0
     r.ops_left = 0
     r.waits_for = 0
@@ -53,6 +54,9 @@ cdef void admit(EngineState *e, Request *r) noexcept nogil:
     if kind == REQUEST_DRAIN:
         drain_start(e, r)
         return
+    if kind == REQUEST_SYNC:
+        sync_admit(e, r)
+        return
     if kind == REQUEST_WRITE and e.read_only:
         reply(e, r, -EROFS)
         return
@@ -89,17 +93,26 @@ cdef void admit(EngineState *e, Request *r) noexcept nogil:
 
 cdef void run(EngineState *e) noexcept nogil:
     """Let every ready request go on until none is left; then the bitmap pages that they made due."""
-    cdef Request *r = queue_pop(&e.ready)
-    while r != NULL:
+    cdef Request *r
+    while True:
+        r = queue_pop(&e.ready)
+        if r == NULL:
+            if e.syncs.head == NULL:
+                break
+            sync_advance(e)                  # may make user writes ready, by blocks that end at once
+            r = queue_pop(&e.ready)
+            if r == NULL:
+                break
         if r.kind == REQUEST_FLUSH:
             flush_advance(e, r)
         elif r.kind == REQUEST_SWEEP:
             sweep_start(e, r)
+        elif r.kind == REQUEST_BLOCK:
+            block_advance(e, <SyncBlock *> r)
         elif r.stage == STAGE_FAILURE:
             write_finish(e, r)
         else:
             write_advance(e, r)
-        r = queue_pop(&e.ready)
     pages_write_due(e)
 
 
@@ -290,6 +303,7 @@ cdef void data_submit(EngineState *e, Request *r) noexcept nogil:
     cdef uint32_t leg
     set_stage(e, r, STAGE_LEGS)
     r.submitted = True
+    r.sent_legs = e.writable | e.blocked
     r.ok_legs = 0
     r.ops_left = 0
     for leg in range(e.legs_count):
@@ -315,18 +329,19 @@ cdef void write_finish(EngineState *e, Request *r) noexcept nogil:
     """Reply to a write, or park it while a failed leg is being recorded.
 
     The rule that P1 asks for: it succeeds when every leg that counts as good *now* has it. A leg whose failure has been
-    recorded counts no more; one whose failure control refused to record counts again, and the write fails.
+    recorded counts no more; one whose failure control refused to record counts again, and the write fails. A leg that
+    has come since the data went out does not make it fail: it lacks the data, so the chunks are NEEDED.
     """
     cdef uint64_t first = r.span_start >> e.chunk_shift
     cdef uint64_t last = min((r.span_end - 1) >> e.chunk_shift, e.chunks - 1)
-    cdef bint done = r.ok_legs & e.in_sync != 0 and e.writable & ~r.ok_legs == 0
+    cdef bint done = r.ok_legs & e.in_sync != 0 and e.writable & r.sent_legs & ~r.ok_legs == 0
     if e.blocked and not e.fenced and r.ok_legs:
         drains_release(e, r)                 # else a drain could wait for a record that waits for the drain
         park(e, r, &e.failure_queue, STAGE_FAILURE)
         return
     if r.counted:
         r.counted = False
-        bitmap_endwrite(e, first, last, (done or not r.submitted) and not degraded(e))
+        bitmap_endwrite(e, first, last, not r.submitted or (done and e.writable & ~r.ok_legs == 0))
     if e.fenced:
         finish(e, r, -e.fenced)
     elif done:
@@ -355,6 +370,7 @@ cdef void flush_start(EngineState *e) noexcept nogil:
         return
     group.requests = e.flush_queue
     memset(&e.flush_queue, 0, sizeof(RequestQueue))
+    group.sent_legs = e.writable | e.blocked
     group.ok_legs = 0
     if e.fenced or not e.writable:
         flush_group_done(e)
@@ -389,6 +405,7 @@ cdef void flush_group_done(EngineState *e) noexcept nogil:
     cdef FlushGroup *group = &e.flushing
     cdef Request *r = queue_pop(&group.requests)
     while r != NULL:
+        r.sent_legs = group.sent_legs
         r.ok_legs = group.ok_legs
         if e.blocked and not e.fenced:
             park(e, r, &e.failure_queue, STAGE_FAILURE)
@@ -400,7 +417,7 @@ cdef void flush_group_done(EngineState *e) noexcept nogil:
 cdef void flush_reply(EngineState *e, Request *r) noexcept nogil:
     if e.fenced:
         reply(e, r, -e.fenced)
-    elif not r.ok_legs & e.in_sync or e.writable & ~r.ok_legs or legs_lost_a_flush(e):
+    elif not r.ok_legs & e.in_sync or e.writable & r.sent_legs & ~r.ok_legs or legs_lost_a_flush(e):
         reply(e, r, -EIO)
     else:
         reply(e, r, 0)
@@ -423,7 +440,7 @@ cdef void drain_start(EngineState *e, Request *r) noexcept nogil:
 
 cdef void leg_request(EngineState *e, Request *r) noexcept nogil:
     """Control's own I/O on one leg: superblocks and other nodes' bitmaps."""
-    if r.leg >= e.legs_count:
+    if r.leg >= e.legs_count or not e.legs[r.leg].used:
         reply(e, r, -EINVAL)
         return
     if e.fenced and r.kind != REQUEST_LEG_READ:
@@ -450,16 +467,10 @@ cdef void engine_complete_op(EngineState *e, LegOp *op, int64_t result) noexcept
 
 
 cdef void engine_complete_op_locked(EngineState *e, LegOp *op, int64_t result) noexcept nogil:
-    cdef int error = 0
+    cdef int error
     ENSURE(op.pending)
-    op.pending = False
+    error = op_ended(e, op, result)
     e.ops_taken -= 1
-    if result < 0:
-        error = <int> -result
-    elif op.kind != OP_FLUSH and <uint64_t> result != op.length:
-        error = EIO
-    if op.kind == OP_READ:
-        e.legs[op.leg].reads_in_flight -= 1
     if op.owner_kind == OWNER_PAGE:
         page_op_done(e, <Page *> op.owner, op, error)
     elif op.owner_kind == OWNER_FLUSH:
@@ -486,5 +497,7 @@ cdef void request_op_done(EngineState *e, Request *r, LegOp *op, int error) noex
         r.ops_left -= 1
         if r.ops_left == 0:
             sweep_flushed(e, r)
+    elif r.kind == REQUEST_BLOCK:
+        block_op_done(e, <SyncBlock *> r, op, error)
     else:
         reply(e, r, -error if error else <int64_t> r.length)

@@ -58,7 +58,7 @@ class Running:
         return self.found[tag][1]
 
     def event(self) -> tuple[EventKind, int, int]:
-        events: list[tuple[EventKind, int, int, int]] = []
+        events: list[tuple[EventKind, int, int, int, int]] = []
 
         def raised() -> bool:
             events.extend(self.engine.events())

@@ -89,7 +89,7 @@ def test_a_flush_that_fails_keeps_the_bits_and_fails_the_leg() -> None:
     s.complete([second])
     s.settle()
     assert s.engine.counters()[0] == 1
-    assert [(kind, leg) for kind, leg, _, _ in s.engine.events()] == [(EventKind.LEG_FAILED, first.leg)]
+    assert [(kind, leg) for kind, leg, *_ in s.engine.events()] == [(EventKind.LEG_FAILED, first.leg)]
 
 
 @pytest.mark.parametrize("state", [LegState.MISSING, LegState.FAULTY, LegState.RECOVERING])
@@ -97,7 +97,7 @@ def test_a_degraded_array_keeps_its_bits(state: LegState) -> None:
     s = SteppedEngine(states=(LegState.IN_SYNC, state))
     s.write(0, b"a" * 512)
     s.sweep(5)
-    assert s.engine.counters()[0] == NEEDED | 2
+    assert s.engine.counters()[0] == 1
     assert s.bit_on_disk(0)
 
 

@@ -94,7 +94,7 @@ class Pair:
             assert tag not in self.answered
             self.answered.add(tag)
         self.twin.replies.clear()
-        for kind, leg, _, _ in self.engine.events():
+        for kind, leg, *_ in self.engine.events():
             assert kind != EventKind.LEG_FAILED or leg in self.twin.failed_events
         assert self.engine.counters() == [self.twin.counter(c) for c in range(self.twin.chunks)]
         assert self.engine.bitmap_image() == self.twin.page_bytes(0)

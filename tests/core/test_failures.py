@@ -12,7 +12,7 @@ NEEDED = 0x8000
 
 
 def kinds(s: SteppedEngine) -> list[tuple[EventKind, int]]:
-    return [(kind, leg) for kind, leg, _, _ in s.engine.events()]
+    return [(kind, leg) for kind, leg, *_ in s.engine.events()]
 
 
 def failed_write(s: SteppedEngine, leg: int) -> int:
@@ -121,7 +121,7 @@ def test_a_transfer_that_ends_short_is_an_error() -> None:
     first, second = s.data_writes()
     s.legs.cut_short(first, 512)
     s.legs.complete(second)
-    assert s.engine.events() == [(EventKind.LEG_FAILED, first.leg, errno.EIO, first.offset)]
+    assert s.engine.events() == [(EventKind.LEG_FAILED, first.leg, errno.EIO, first.offset, 0)]
 
 
 def test_a_read_error_is_tried_on_every_other_leg_before_the_user_hears_of_it() -> None:

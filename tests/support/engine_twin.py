@@ -333,12 +333,12 @@ class TwinEngine:
         if self.blocked and r.ok:
             return
         done = bool(r.ok & self.in_sync) and self.writable <= r.ok
-        everywhere = (done or not r.submitted) and not self.degraded
-        if everywhere and self.events_cleared < self.events:
+        written = done or not r.submitted
+        if written and not self.degraded and self.events_cleared < self.events:
             self.events_cleared = self.events
             self.need_sync = True
         for chunk in self.chunks_of(r):
-            self.counters[chunk] = (self.counters[chunk] - 1) | (0 if everywhere else NEEDED)
+            self.counters[chunk] = (self.counters[chunk] - 1) | (0 if written else NEEDED)
         self.writes.remove(r)
         self.reply(r, r.end - r.start if done else -(r.error or errno.EIO))
 
