@@ -1,0 +1,325 @@
+"""Runs a scenario with real nodes over simulated disks, and writes down everything that reaches the legs.
+
+A recording is one list of entries in the order in which they happened: an operation was submitted to a leg, it ended, a
+user's request began, it was acknowledged. There is no chance in it: the same scenario gives the same recording.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Coroutine
+from random import Random
+from typing import Any
+
+from raidfs._core import OpKind
+from raidfs.errors import LastLeg, MessageRefused, NoSuchLeg, RaidfsError
+from raidfs.node import Node, open_node
+from raidfs.node_options import NodeOptions
+from raidfs.sim.checkers import sector_bytes
+from raidfs.sim.crash.disk import PlainDisk
+from raidfs.sim.crash.layout import LAYOUT, LEGS
+from raidfs.sim.crash.scenario import WRITES, Scenario
+from raidfs.sim.disks import DiskOp
+from raidfs.sim.host import SimHost, SimStorage
+from raidfs.sim.layout import CREATED_S, format_disks
+from raidfs.sim.locks import SimulatedLocks
+from raidfs.sim.runtime import SimRuntime
+from raidfs.sim.stepper import Group, Runnable, Stepper, Task
+from raidfs.units import SECTOR_BYTES
+
+STEPS_MAX = 100_000
+SETTLE_S = 3.0  # after a death: it becomes known, and what follows from it is done
+AGE_S = 16.0  # three sweeps of the bitmap, one every 5 s
+SLOW_S = 0.0005
+
+
+class InOrder:
+    """`raidfs.sim.stepper.Policy`: what could run first runs first."""
+
+    def admit(self) -> float:
+        """See `Policy.admit`."""
+        return 0.0
+
+    def pick(self, ready: list[Runnable]) -> Runnable:
+        """See `Policy.pick`."""
+        return ready.pop(0)
+
+
+class CrashHost(SimHost):
+    """A machine whose wall clock stands: states that differ in nothing but the time are one state."""
+
+    def wall_time(self) -> int:
+        """See `raidfs.host.Host.wall_time`."""
+        return CREATED_S
+
+
+class EntryKind(enum.Enum):
+    """What an entry of a recording tells."""
+
+    SUBMITTED = enum.auto()  # leg operation number
+    DONE = enum.auto()
+    FAILED = enum.auto()
+    BEGUN = enum.auto()  # user's request number
+    ACKNOWLEDGED = enum.auto()
+
+
+@dataclasses.dataclass(frozen=True)
+class LegOp:
+    """A write or a flush that reached a leg; bytes of the image. A flush has no data."""
+
+    leg: int
+    offset: int
+    data: bytes | None
+    durable: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class UserWrite:
+    """A user's write; each has a value of its own, which fills its sectors."""
+
+    value: int
+    machine: int
+    sector: int
+    sectors: int
+    durable: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class UserFlush:
+    """A user's flush, or a node's leaving in good order, which implies one."""
+
+    machine: int
+
+
+@dataclasses.dataclass
+class Recording:
+    """What happened. ``last_step`` is where in ``entries`` the last step of the scenario began."""
+
+    initial: list[bytes]
+    ops: list[LegOp] = dataclasses.field(default_factory=list)
+    requests: list[UserWrite | UserFlush] = dataclasses.field(default_factory=list)
+    entries: list[tuple[EntryKind, int]] = dataclasses.field(default_factory=list)
+    last_step: int = 0
+    problem: str | None = None
+
+
+def record(scenario: Scenario) -> Recording:
+    """Run a scenario; a node that failed or never ended is told in ``problem``."""
+    return _Recorder(scenario).run()
+
+
+class _Machine:
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.lives = 0
+        self.host: SimHost | None = None
+        self.node: Node | None = None
+        self.stopping = False
+        self.ended = True
+
+
+class _Recorder:
+    def __init__(self, scenario: Scenario) -> None:
+        self._scenario = scenario
+        self._stepper = Stepper(InOrder(), Random(0), steps_max=STEPS_MAX)
+        self._world = self._stepper.group("world")
+        self._runtime = SimRuntime(self._stepper, self._world)
+        self._disks = [
+            PlainDisk(leg, self._stepper, self._world, latency_s=SLOW_S if scenario.slow == leg else 0.0)
+            for leg in range(LEGS)
+        ]
+        format_disks([*self._disks], LAYOUT, clean=True)
+        self._storage = SimStorage(self._disks)
+        self._locks = SimulatedLocks(self._runtime)
+        self._machines = [_Machine("a"), _Machine("b")]
+        self._changed = self._runtime.wait_queue()
+        self._working: dict[Task, Group] = {}
+        self._numbers: dict[DiskOp, int] = {}
+        self._recording = Recording([bytes(disk.content) for disk in self._disks])
+        # One leg that fails what it is asked, the other failed by a user: then errors are what users get.
+        self._is_hopeless = {"break", "bfail"} <= {*scenario.steps}
+        for disk in self._disks:
+            disk.recorder = self
+
+    def run(self) -> Recording:
+        """Do it."""
+        self._stepper.spawn(self._world, self._locks.run(), name="locks")
+        driver = self._stepper.spawn(self._world, self._drive(), name="driver")
+        try:
+            self._stepper.run(until=lambda: driver not in self._world.tasks)
+        except RaidfsError as e:
+            self._problem(str(e))
+        self._stepper.dispose()
+        return self._recording
+
+    def submitted(self, leg: int, op: DiskOp) -> None:
+        """See `raidfs.sim.crash.disk.Recorder`."""
+        recording = self._recording
+        self._numbers[op] = len(recording.ops)
+        recording.entries.append((EntryKind.SUBMITTED, len(recording.ops)))
+        recording.ops.append(LegOp(leg, op.offset, op.data, op.kind == OpKind.WRITE_DURABLE))
+
+    def completed(self, leg: int, op: DiskOp, *, done: bool) -> None:
+        """See `raidfs.sim.crash.disk.Recorder`."""
+        kind = EntryKind.DONE if done else EntryKind.FAILED
+        self._recording.entries.append((kind, self._numbers.pop(op)))
+
+    def _problem(self, text: str) -> None:
+        if self._recording.problem is None:
+            self._recording.problem = text
+        self._stepper.stop()
+
+    # ---- driving ---------------------------------------------------------------------------------------------------
+
+    async def _drive(self) -> None:
+        for machine in self._machines:
+            await self._start(machine)
+        for step, together in zip(self._scenario.steps, self._scenario.together, strict=True):
+            if not together:
+                await self._all_done()
+            self._recording.last_step = len(self._recording.entries)
+            await self._begin(step)
+        await self._all_done()
+        await self._runtime.sleep(2 * SLOW_S, what="what the last step has left in flight")
+
+    async def _all_done(self) -> None:
+        await self._changed.wait_event(lambda: not self._working, what="the steps before")
+
+    async def _begin(self, step: str) -> None:
+        machine = self._machines[step in ("b1", "bflush", "bfail", "bstop", "bdie")]
+        match step.removeprefix("b"):
+            case "age":
+                await self._runtime.sleep(AGE_S, what="bits to age")
+            case "reak":
+                self._disks[0].broken = True
+            case "die":
+                await self._die(machine)
+            case "stop":
+                if machine.node is not None:
+                    self._work(machine, self._flush(machine, leaving=True))
+            case kind:
+                await self._running(machine)
+                if machine.node is not None:
+                    requests = {"flush": self._flush, "fail": self._fail}
+                    self._work(machine, requests[kind](machine) if kind in requests else self._write(machine, step))
+
+    async def _running(self, machine: _Machine) -> None:
+        if machine.node is None or machine.stopping:
+            await self._changed.wait_event(lambda: machine.node is None, what="the node to leave")
+            await self._start(machine)
+
+    async def _start(self, machine: _Machine) -> None:
+        group = self._stepper.group(f"{machine.name}{machine.lives}")
+        machine.lives += 1
+        machine.stopping = machine.ended = False
+        machine.host = CrashHost(group.name, self._stepper, group, self._storage, self._locks)
+        self._stepper.spawn(
+            group, self._live(machine, machine.host), name="node", on_end=lambda task, e: self._ended(machine, e)
+        )
+        await self._changed.wait_event(lambda: machine.node is not None or machine.ended, what="the node to join")
+
+    async def _live(self, machine: _Machine, host: SimHost) -> None:
+        names = tuple(disk.name for disk in self._disks)
+        options = NodeOptions(images=names, client_name=host.name, lock="simulated", run=True)
+        runtime = SimRuntime(self._stepper, host.group)
+        async with open_node(runtime, options, host) as node:
+            machine.node = node
+            self._changed.wake_up()
+            await self._changed.wait_event(lambda: machine.stopping, what="to be stopped")
+
+    def _ended(self, machine: _Machine, e: BaseException | None) -> None:
+        is_refused = machine.node is None and self._disks[0].broken  # joining with a leg that cannot be written
+        if e is not None and not (is_refused or self._is_hopeless):
+            self._problem(f"node {machine.name}: {words(e)}")
+        machine.node = None
+        machine.ended = True
+        self._changed.wake_up()
+
+    def _work(self, machine: _Machine, coro: Coroutine[Any, Any, None]) -> None:
+        assert machine.host is not None
+        group = machine.host.group
+
+        def ended(task: Task, e: BaseException | None) -> None:
+            del self._working[task]
+            if e is not None:
+                self._problem(f"node {machine.name}: {words(e)}")
+            self._changed.wake_up()
+
+        task = self._stepper.spawn(group, coro, name="user", on_end=ended)
+        self._working[task] = group
+
+    async def _die(self, machine: _Machine) -> None:
+        host = machine.host
+        if host is None or machine.node is None:
+            return
+        self._stepper.crash(host.group)
+        host.sever()
+        host.fence()
+        for task, group in list(self._working.items()):
+            if group is host.group:
+                del self._working[task]
+        machine.node = None
+        machine.host = None
+        await self._runtime.sleep(SETTLE_S, what="the death to be known")
+
+    # ---- requests --------------------------------------------------------------------------------------------------
+
+    def _begun(self, request: UserWrite | UserFlush) -> int:
+        number = len(self._recording.requests)
+        self._recording.requests.append(request)
+        self._recording.entries.append((EntryKind.BEGUN, number))
+        return number
+
+    def _acknowledged(self, number: int) -> None:
+        self._recording.entries.append((EntryKind.ACKNOWLEDGED, number))
+
+    async def _write(self, machine: _Machine, step: str) -> None:
+        write = WRITES[step]
+        value = len(self._recording.requests) + 1
+        number = self._begun(UserWrite(value, write.machine, write.sector, write.sectors, write.durable))
+        assert machine.node is not None
+        try:
+            data = sector_bytes(value) * write.sectors
+            await machine.node.volume.write(write.sector * SECTOR_BYTES, data, durable=write.durable)
+        except OSError as e:
+            self._failed("write", machine, e)
+            return
+        self._acknowledged(number)
+
+    async def _flush(self, machine: _Machine, *, leaving: bool = False) -> None:
+        number = self._begun(UserFlush(self._machines.index(machine)))
+        node = machine.node
+        assert node is not None
+        try:
+            if leaving:
+                machine.stopping = True
+                self._changed.wake_up()
+                await self._changed.wait_event(lambda: machine.node is not node, what="the node to leave")
+            else:
+                await node.volume.flush()
+        except OSError as e:
+            self._failed("flush", machine, e)
+            return
+        self._acknowledged(number)
+
+    async def _fail(self, machine: _Machine) -> None:
+        assert machine.node is not None
+        try:
+            await machine.node.fail(f"disk{self._machines.index(machine)}")
+        except (LastLeg, NoSuchLeg, MessageRefused):
+            return
+        except RaidfsError:
+            if not self._is_hopeless:
+                raise
+
+    def _failed(self, what: str, machine: _Machine, e: OSError) -> None:
+        if not self._is_hopeless:
+            self._problem(f"node {machine.name}: a {what} failed although a leg was good: {e}")
+
+
+def words(e: BaseException) -> str:
+    """Return an error, or all of a group, in one line."""
+    if isinstance(e, BaseExceptionGroup):
+        return "; ".join(words(part) for part in e.exceptions)
+    return f"{type(e).__name__}: {e}"
