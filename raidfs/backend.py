@@ -19,7 +19,7 @@ class LegBackend(Protocol):
     """Who carries the engine's leg operations out, and pumps the port."""
 
     def attach(self, leg: int, fd: int) -> None:
-        """Use a file descriptor for a leg; the caller keeps owning it."""
+        """Use a file descriptor for a leg, -1 for none any more; the caller keeps owning it."""
 
     async def run(self) -> None:
         """Carry operations out and pump the port until cancelled."""

@@ -648,6 +648,79 @@ class LastLeg(NodeError):
     errno = _errno.EBUSY
 
 
+class ReadOnlyNode(NodeError):
+    """Something is to be changed through a node that is mounted read-only."""
+
+    template = "this node is mounted read-only; use another one, or mount again without --read-only"
+    errno = _errno.EROFS
+
+
+class LegInUse(NodeError):
+    """A leg that serves is to be removed."""
+
+    template = (
+        "{path} is {state}; only a leg that is faulty or a spare can be removed, make it faulty first (`raidfs fail`)"
+    )
+    errno = _errno.EBUSY
+
+
+class AlreadyLeg(NodeError):
+    """An image is to be added that the array has."""
+
+    template = "{path} is a leg of this array already: {state}"
+    errno = _errno.EEXIST
+
+
+class NotFormerLeg(NodeError):
+    """An image is to come back that never was in the array, or is no member of it any more."""
+
+    template = "{path} was not a leg of this array, or another leg has its number now; add it with `raidfs add`"
+    errno = _errno.EINVAL
+
+
+class NoVacantPosition(NodeError):
+    """A leg is to come back and every position has a leg."""
+
+    template = "no leg of the array is missing, so {path} cannot come back; add it as a spare with `raidfs add-spare`"
+    errno = _errno.EBUSY
+
+
+class TooManyLegs(NodeError):
+    """An image more than a node can have open."""
+
+    template = "the array has {legs} images, spares and faulty ones included, and no node has more; remove one first"
+    errno = _errno.ENOSPC
+
+
+class BlocksDiffer(NodeError):
+    """An image whose blocks the running array cannot write in whole."""
+
+    template = (
+        "{path} has blocks of {block_bytes} bytes, and the array is in use with blocks of {array_block_bytes}; "
+        "unmount it on all nodes first, or use another image"
+    )
+    errno = _errno.EINVAL
+
+
+class SyncElsewhere(NodeError):
+    """Something is to be changed that must not change while an array is synced."""
+
+    template = "{holder} syncs the array; wait for that (`raidfs wait`) or stop it (`raidfs idle`)"
+    errno = _errno.EBUSY
+
+
+class BadRaidDevices(UsageError):
+    """A number of legs that the array cannot have."""
+
+    template = "the array cannot have {count} legs: {rule}"
+
+
+class SeveralImages(AssembleError):
+    """Several images say that they are one leg that was not named."""
+
+    template = "the leg with number {number} was not named, and several images say that they are it: {paths}; name one"
+
+
 class MetadataLost(NodeError):
     """No leg took a superblock update."""
 

@@ -16,11 +16,14 @@ import trio
 
 from raidfs.array.head import Candidate, read_candidates
 from raidfs.array.images import OpenImage, open_image
+from raidfs.array.new_leg import erasing, open_new, write_new
 from raidfs.array.port import EnginePort
+from raidfs.array.search import Found, find_images, places
 from raidfs.backend import LegBackend, ThreadedLegs
-from raidfs.errors import ImageInUse, NeedsBuffered, OtherManager
+from raidfs.errors import ImageAccess, ImageInUse, NeedsBuffered, OtherManager
 from raidfs.faults import Fault
 from raidfs.faulty_legs import FaultyLegs
+from raidfs.format.geometry import ArrayLayout
 from raidfs.lock.api import LockManager
 from raidfs.lock.autostart import open_manager
 from raidfs.node_options import NodeOptions
@@ -38,6 +41,23 @@ class Host(Protocol):
 
     async def open_images(self, paths: Sequence[str], options: NodeOptions) -> list[OpenImage]:
         """Open images for a node; raises NeedsBuffered where direct I/O is needed and not to be had."""
+
+    async def find_images(self, set_uuid: bytes, near: Sequence[str], search: Sequence[str]) -> list[Found]:
+        """Look for images of an array, read-only: in the directories of ``near``, in /dev, and in ``search``."""
+
+    def new_uuid(self) -> bytes:
+        """Return 16 random bytes."""
+
+    async def open_new(
+        self, path: str, options: NodeOptions, layout: ArrayLayout, block_bytes: int, force: bool
+    ) -> OpenImage:
+        """Open an image that shall be added, alone, and wipe it; see `raidfs.array.new_leg.open_new`."""
+
+    async def write_new(self, image: OpenImage, writes: Sequence[tuple[int, bytes]]) -> None:
+        """Write metadata (offset in bytes, data) to an image of `open_new`, each write durable before the next."""
+
+    async def erase_new(self, image: OpenImage, layout: ArrayLayout) -> None:
+        """Take the metadata off an image that was not added after all."""
 
     async def claim_images(self, images: Sequence[OpenImage], *, alone: bool) -> None:
         """Take the images' flocks; ``alone`` says that the lock manager knows no other node.
@@ -71,6 +91,38 @@ class LinuxHost:
     async def open_images(self, paths: Sequence[str], options: NodeOptions) -> list[OpenImage]:
         """See `Host.open_images`."""
         return await trio.to_thread.run_sync(_open_images, paths, options)
+
+    async def find_images(self, set_uuid: bytes, near: Sequence[str], search: Sequence[str]) -> list[Found]:
+        """See `Host.find_images`; a device that does not answer keeps a thread and not the caller."""
+        directories = places(near, search)
+        return await trio.to_thread.run_sync(find_images, set_uuid, directories, abandon_on_cancel=True)
+
+    def new_uuid(self) -> bytes:
+        """See `Host.new_uuid`."""
+        return os.urandom(16)
+
+    async def open_new(
+        self, path: str, options: NodeOptions, layout: ArrayLayout, block_bytes: int, force: bool
+    ) -> OpenImage:
+        """See `Host.open_new`."""
+
+        def opened() -> OpenImage:
+            image = open_new(path, layout, block_bytes, force=force, buffered=options.buffered)
+            if not (image.direct or options.buffered or _is_one_host(options.lock)):
+                image.close()
+                raise NeedsBuffered(path=path, lock=options.lock)
+            return image
+
+        return await trio.to_thread.run_sync(opened)
+
+    async def write_new(self, image: OpenImage, writes: Sequence[tuple[int, bytes]]) -> None:
+        """See `Host.write_new`."""
+        await trio.to_thread.run_sync(write_new, image, writes)
+
+    async def erase_new(self, image: OpenImage, layout: ArrayLayout) -> None:
+        """See `Host.erase_new`."""
+        with contextlib.suppress(ImageAccess):
+            await trio.to_thread.run_sync(write_new, image, erasing(layout))
 
     async def claim_images(self, images: Sequence[OpenImage], *, alone: bool) -> None:
         """See `Host.claim_images`."""

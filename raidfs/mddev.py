@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 from raidfs._core import LegState
 from raidfs.array.array import Array
@@ -24,6 +24,7 @@ from raidfs.array.spares import EVENTS_BEHIND_MAX, Standing, in_sync, recovering
 from raidfs.cluster.channel import Channel
 from raidfs.cluster.messages import Message, MessageType, Result
 from raidfs.cluster.mutex import ReconfigMutex
+from raidfs.devices import Devices
 from raidfs.errors import (
     CannotFollow,
     LastLeg,
@@ -34,6 +35,7 @@ from raidfs.errors import (
     NodeFenced,
 )
 from raidfs.format.superblock import ROLE_FAULTY, Superblock
+from raidfs.lock.api import Mode
 from raidfs.units import SECTOR_BYTES
 
 log = logging.getLogger(__name__)
@@ -48,6 +50,7 @@ class Mddev:
     def __init__(
         self,
         array: Array,
+        devices: Devices,
         channel: Channel,
         reconfig_mutex: ReconfigMutex,
         fence: Callable[[str], None],
@@ -55,6 +58,8 @@ class Mddev:
     ) -> None:
         self.array = array
         self.reconfig_mutex = reconfig_mutex
+        self.devices = devices
+        self.waiting_for_sync: int | None = None  # the slot that has added a leg and has not begun to sync (B6)
         self.suspended: tuple[int, int, int] | None = None  # slot, low, high of a resync elsewhere, in sectors
         self.recovery_map: set[int] = set()  # slots whose nodes left with an unfinished resync
         self.updates = 0
@@ -149,6 +154,15 @@ class Mddev:
             self.array.release(leg)
         self._marked.clear()
 
+    async def follow_now(self) -> None:
+        """Read the metadata again and apply what others have changed; the caller has reconfig_mutex and the token.
+
+        Raises NodeFenced, MetadataLost, CannotFollow.
+        """
+        if self.array.fenced:
+            raise NodeFenced()
+        await self._must_follow(await self.array.metadata.reload())
+
     async def _must_follow(self, superblock: Superblock) -> None:
         result = await self._applied(superblock)
         if result is not Result.APPLIED:
@@ -168,7 +182,7 @@ class Mddev:
         """Raise the event count on all nodes and nothing else: a metadata update for tests and measurements."""
         await self.reconfig_mutex.lock("touch")
         try:
-            await self.update_sb(_touched)
+            await self.update_sb(touched)
         finally:
             self.reconfig_mutex.unlock()
 
@@ -219,6 +233,8 @@ class Mddev:
         # Looked at under the token: another node may have failed this leg or another one meanwhile.
         if leg.state == LegState.IN_SYNC and self.array.is_last(leg):
             raise LastLeg(path=leg.path)
+        if leg not in self.array.legs:
+            return superblock  # somebody has removed it
         return superblock.with_role(leg.number, ROLE_FAULTY)
 
     # ---- recovery, for the task that syncs -------------------------------------------------------------------------
@@ -232,26 +248,46 @@ class Mddev:
         """
         await self.reconfig_mutex.lock("spares")
         try:
-            while spares := self.array.spares_to_activate():
+            while self.waiting_for_sync is None and (spares := self.array.spares_to_activate()):
                 try:
                     await self.update_sb(self._with_spares, prepare=self._copy_slots_to_spares)
                 except LegNotWritable as e:
                     log.error("%s", e)
                     await self._record(next(spare for spare in spares if spare.path == e.path))
+            if self.array.recovering():
+                await self.update_sb(prepare=self._gather_bits)
         finally:
             self.reconfig_mutex.unlock()
         return bool(self.array.recovering())
+
+    async def _gather_bits(self, superblock: Superblock) -> None:
+        """Make NEEDED here what a leg may lack that recovers: chunks whose bits are set in any slot (gather_bitmaps).
+
+        All nodes write to the leg by now, and set bits on disk before they write, so nothing is missed though the slots
+        of nodes that run are read while they change (W10). Under the token no slot is taken over meanwhile.
+        """
+        engine = self.array.port.engine
+        engine.need_dirty()
+        for slot in range(self.array.layout.nodes):
+            if slot != self._channel.slot:
+                engine.import_bits(await self.array.read_slot(slot))
+        await self.array.port.sweep()
 
     def _with_spares(self, superblock: Superblock) -> Superblock:
         return with_spares(superblock, [leg.number for leg in self.array.spares_to_activate()])
 
     async def _copy_slots_to_spares(self, superblock: Superblock) -> None:
-        # Under the token nobody joins, takes a slot over or clears one; nodes that run write theirs to the leg when
-        # they hear of it. Their slots are copied too: one that is read-only writes none.
-        spares = self.array.spares_to_activate()
+        await self.copy_slots(self.array.spares_to_activate())
+
+    async def copy_slots(self, legs: Sequence[ArrayLeg]) -> None:
+        """Write the slots of all other nodes to legs that get a position (W13); the caller has the token.
+
+        Nobody joins, takes a slot over or clears one meanwhile; nodes that run write theirs to the leg when they hear
+        of it. Their slots are copied too: one that is read-only writes none. Raises LegNotWritable.
+        """
         for slot in range(self.array.layout.nodes):
-            if slot != self._channel.slot and spares:
-                await self.array.copy_slot(slot, spares)
+            if slot != self._channel.slot and legs:
+                await self.array.copy_slot(slot, legs)
 
     async def checkpoint_recovery(self, offset_bytes: int) -> None:
         """Record that all legs that recover have everything below ``offset_bytes``; everything written is flushed.
@@ -325,6 +361,9 @@ class Mddev:
 
     async def _applied(self, superblock: Superblock) -> Result:
         """Apply every difference; then the own slot is durable on every leg that came to be written (W13)."""
+        result = await self.devices.before_following(superblock)
+        if result is not Result.APPLIED:
+            return result
         result, new_legs = self._follow(superblock)
         if result is Result.APPLIED and new_legs and not self.array.read_only and self._loaded:
             try:
@@ -387,14 +426,22 @@ class Mddev:
             if self.suspended is not None and self.suspended[0] == slot:
                 log.warning("slot %d has gone while it resynced; its range is open again", slot)
                 self._lift()
+            if self.waiting_for_sync == slot:
+                self.waiting_for_sync = None
             await self.array.distrust_slot(slot)
             await self.update_sb()
+            if self.devices.candidates:
+                for number in list(self.devices.candidates):
+                    self.devices.forget(number)
+            if self._channel.no_new_dev.mode is Mode.NL:
+                await self._channel.no_new_dev.convert(Mode.CR)
         finally:
             self.reconfig_mutex.unlock()
 
     async def remote_resync(self, slot: int, low: int, high: int) -> Result:
         """See `raidfs.cluster.receiver.Mddev`."""
         if high == 0:
+            self.waiting_for_sync = None
             self._lift()
             return Result.APPLIED
         self.suspended = (slot, low, high)
@@ -408,13 +455,34 @@ class Mddev:
         self.array.port.engine.suspend(0, 0)
 
     def remote_resync_started(self, slot: int) -> Result:
-        """See `raidfs.cluster.receiver.Mddev`; no spare waits here for a resync to start."""
+        """See `raidfs.cluster.receiver.Mddev`."""
+        self.waiting_for_sync = None
         log.info("slot %d has begun to resync", slot)
         return Result.APPLIED
 
     def bitmap_needs_sync(self, slot: int) -> Result:
         """See `raidfs.cluster.receiver.Mddev`: the slot's bits are on disk and wait there for a resync."""
         self.recovery_map.add(slot)
+        return Result.APPLIED
+
+    async def new_disk(self, slot: int, device_uuid: bytes, number: int) -> Result:
+        """See `raidfs.cluster.receiver.Mddev`."""
+        result = await self.devices.confirm(slot, device_uuid, number)
+        if result is Result.APPLIED:
+            self.waiting_for_sync = slot
+            await self._channel.no_new_dev.convert(Mode.NL)
+        return result
+
+    async def remove_disk(self, device_uuid: bytes, number: int) -> Result:
+        """See `raidfs.cluster.receiver.Mddev`."""
+        if any(device_uuid):
+            self.devices.forget(number)
+        elif (leg := self.array.leg_of(number)) is not None:
+            if leg.state in (LegState.IN_SYNC, LegState.RECOVERING):
+                return Result.LEG_IN_USE
+            self.devices.detach(leg)
+        if not self.devices.candidates and self._channel.no_new_dev.mode is not Mode.CR:
+            await self._channel.no_new_dev.convert(Mode.CR)
         return Result.APPLIED
 
     def change_capacity(self, size_sectors: int) -> Result:
@@ -430,6 +498,7 @@ def _as_it_is(index: int, own: Superblock) -> Superblock:
     return own
 
 
-def _touched(superblock: Superblock) -> Superblock:
+def touched(superblock: Superblock) -> Superblock:
+    """Return a superblock that differs, so that it is written and announced."""
     # The microseconds of the update time, which nobody reads; `Metadata.update` sets the whole field anyway.
     return dataclasses.replace(superblock, utime=superblock.utime ^ 1 << 40)

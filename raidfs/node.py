@@ -20,21 +20,26 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from raidfs._backend_threads import ThreadBackend
 from raidfs._core import LegState
 from raidfs.array.array import Array
 from raidfs.array.assemble import Assembly, assemble
+from raidfs.array.head import Candidate
 from raidfs.array.images import OpenImage
-from raidfs.backend import LegBackend, ThreadedLegs
+from raidfs.array.search import Found
+from raidfs.backend import ThreadedLegs
 from raidfs.cluster.channel import Channel
 from raidfs.cluster.membership import Membership
 from raidfs.cluster.mutex import ReconfigMutex
 from raidfs.cluster.receiver import Receiver
 from raidfs.control.schema import NodeStatus, SyncStatus
-from raidfs.errors import LegInUseElsewhere, LockError, LockspaceLost, RaidfsError, UnknownMethod
+from raidfs.devices import Devices
+from raidfs.errors import LegInUseElsewhere, LockError, LockspaceLost, RaidfsError, SeveralImages, UnknownMethod
+from raidfs.format.superblock import Superblock
 from raidfs.host import Host, LinuxHost
+from raidfs.hot_add import HotAdd
 from raidfs.lock.api import Lockspace
 from raidfs.mddev import Mddev
 from raidfs.node_explain import node_explanation, to_json
@@ -66,7 +71,7 @@ class Volume:
 class Node:
     """A node that has joined; made by `open_node`."""
 
-    def __init__(self, runtime: Runtime, options: NodeOptions, array: Array, channel: Channel) -> None:
+    def __init__(self, runtime: Runtime, options: NodeOptions, host: Host, array: Array, channel: Channel) -> None:
         membership = channel.membership
         self.options = options
         self.array = array
@@ -77,9 +82,10 @@ class Node:
         self.members: dict[int, str] = {}
         self.suspended = (0, 0)
         self.runtime = runtime
-        self.backend: LegBackend
         self.channel = channel
-        self.mddev = Mddev(array, channel, channel.reconfig_mutex, self.fence, self._watch)
+        self.devices = Devices(runtime, host, options, array)
+        self.mddev = Mddev(array, self.devices, channel, channel.reconfig_mutex, self.fence, self._watch)
+        self.hot_add = HotAdd(self.mddev, channel, self.devices)
         self.receiver = Receiver(channel, self.mddev)
         self._leaving = False
         self._watched: set[int] = set()
@@ -87,7 +93,8 @@ class Node:
 
     def native_legs(self) -> ThreadBackend | None:
         """Return who carries out leg operations, for the native plane; None when they are not files of this host."""
-        return self.backend.threads if isinstance(self.backend, ThreadedLegs) else None
+        backend = self.devices.backend
+        return backend.threads if isinstance(backend, ThreadedLegs) else None
 
     def status(self) -> NodeStatus:
         """Return everything that ``raidfs status`` tells, of this moment, without waiting."""
@@ -114,20 +121,20 @@ class Node:
         raise UnknownMethod(method="sync_action")
 
     async def remove(self, path: str) -> None:
-        """Take a leg that is faulty or a spare out of the array, on all nodes."""
-        raise UnknownMethod(method="remove")
+        """See `raidfs.hot_add.HotAdd.remove`."""
+        await self.hot_add.remove(path)
 
     async def add(self, path: str, *, spare: bool, force: bool) -> None:
-        """Add an image to the array, on all nodes."""
-        raise UnknownMethod(method="add")
+        """See `raidfs.hot_add.HotAdd.add`."""
+        await self.hot_add.add(path, spare=spare, force=force)
 
     async def re_add(self, path: str) -> None:
-        """Take a leg that was a member back, on all nodes."""
-        raise UnknownMethod(method="re_add")
+        """See `raidfs.hot_add.HotAdd.re_add`."""
+        await self.hot_add.re_add(path)
 
     async def set_raid_devices(self, count: int) -> None:
-        """Change how many legs the array shall have, on all nodes."""
-        raise UnknownMethod(method="raid_devices")
+        """See `raidfs.hot_add.HotAdd.set_raid_devices`."""
+        await self.hot_add.set_raid_devices(count)
 
     async def touch(self) -> None:
         """See `raidfs.mddev.Mddev.touch`."""
@@ -154,6 +161,7 @@ class Node:
             await self.runtime.sleep(self.array.assembly.bitmap.daemon_sleep_s, what="the next sweep of the bitmap")
             try:
                 await self.array.port.sweep()
+                self.devices.reap()
                 await self.array.review_doubt()
             except OSError as e:
                 log.warning("the bitmap was not written: %s", e.strerror)
@@ -248,7 +256,7 @@ async def open_node(runtime: Runtime, options: NodeOptions, host: Host | None = 
     nurseries); nothing was written then, except that a slot's bitmap may have been.
     """
     host = host or LinuxHost(options.faults)
-    first = assemble(await host.candidates(options.images), run=options.run, cluster_name=options.cluster_name)
+    first = await _assembled(options, host)
     uuid = _dashed(first.set_uuid)
     async with host.lock_manager(runtime, options, uuid) as manager:
         lockspace = await manager.open_lockspace(uuid, cluster_name=first.cluster_name, client=options.client_name)
@@ -272,13 +280,16 @@ async def _joined(
                 channel = Channel(runtime, membership, ReconfigMutex(runtime), slot)
                 assembly, images = await _claimed(options, host, membership, cleanup)
                 array = Array(runtime, assembly, images, wall_time=host.wall_time, read_only=options.read_only)
-                node = Node(runtime, options, array, channel)
+                node = Node(runtime, options, host, array, channel)
                 await channel.create_locks(node.receiver.ack_bast)
                 await channel.check_protocols()
                 await channel.become_receiver()
                 nursery.start_soon(node.receiver.run, name="receiver")
-                node.backend = _attached(host, array, images, cleanup)
-                nursery.start_soon(node.backend.run, name="leg backend")
+                backend = node.devices.backend = host.backend(array.port)
+                cleanup.callback(node.devices.close)
+                cleanup.callback(backend.close)
+                node.devices.began(images)
+                nursery.start_soon(backend.run, name="leg backend")
                 await _load(array, membership)
                 node.mddev.loaded()
                 node.receiver.already_in_cluster()
@@ -302,7 +313,7 @@ async def _claimed(
     options: NodeOptions, host: Host, membership: Membership, cleanup: contextlib.ExitStack
 ) -> tuple[Assembly, list[OpenImage]]:
     """Read the metadata again under the token, open the legs and take their flocks."""
-    assembly = assemble(await host.candidates(options.images), run=options.run, cluster_name=options.cluster_name)
+    assembly = await _assembled(options, host)
     alone = await membership.alone()
     if not alone:
         _check_legs_of_others(assembly)
@@ -314,21 +325,50 @@ async def _claimed(
     return assembly, images
 
 
+async def _assembled(options: NodeOptions, host: Host) -> Assembly:
+    """Read the images and decide; legs of the array that were not named are looked for unless ``run`` is given.
+
+    So the command line that mounted an array still does when another node has replaced a leg meanwhile, as long as the
+    new image is to be seen where images are looked for.
+    """
+    heads = list(await host.candidates(options.images))
+    named = len(heads)
+    while not options.run and (unnamed := _unnamed(heads)):
+        found: dict[int, Found] = {}
+        set_uuid, numbers = unnamed
+        for one in await host.find_images(set_uuid, options.images, options.search):
+            number = one.superblock.dev_number
+            other = found.get(number)
+            if number not in numbers or (other is not None and other.superblock.events > one.superblock.events):
+                continue
+            if other is not None and other.superblock.events == one.superblock.events:
+                raise SeveralImages(number=number, paths=f"{other.path}, {one.path}")
+            found[number] = one
+        if not found:
+            break
+        heads += await host.candidates([one.path for one in found.values()])
+    for head in heads[named:]:
+        log.info("%s was not named and is a leg of the array: it is used", head.path)
+    return assemble(heads, run=options.run, cluster_name=options.cluster_name)
+
+
+def _unnamed(heads: Sequence[Candidate]) -> tuple[bytes, set[int]] | None:
+    """Return the array's UUID and the device numbers that have a position and no image, None when there are none."""
+    given = [head.superblock for head in heads if isinstance(head.superblock, Superblock)]
+    if len(given) < len(heads):
+        return None  # one of them cannot be read at all; whoever assembles says why
+    freshest = max(given, key=lambda superblock: superblock.events)
+    known = {superblock.dev_number for superblock in given}
+    positions = range(freshest.raid_disks)
+    numbers = {number for number, role in enumerate(freshest.dev_roles) if role in positions} - known
+    return (freshest.set_uuid, numbers) if numbers else None
+
+
 def _check_legs_of_others(assembly: Assembly) -> None:
     """Refuse to leave out a leg that the nodes which run have: it would miss our writes while they read it."""
     in_use = set(assembly.superblock.dev_roles) & set(assembly.missing_roles)
     if in_use:
         raise LegInUseElsewhere(role=min(in_use))
-
-
-def _attached(host: Host, array: Array, images: list[OpenImage], cleanup: contextlib.ExitStack) -> LegBackend:
-    backend = host.backend(array.port)
-    cleanup.callback(backend.close)
-    fds = {image.path: image.fd for image in images}
-    for leg in array.legs:
-        if leg.path in fds:
-            backend.attach(leg.index, fds[leg.path])
-    return backend
 
 
 async def _load(array: Array, membership: Membership) -> None:

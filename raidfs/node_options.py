@@ -15,7 +15,8 @@ class NodeOptions:
     ``unix:PATH``, ``tls://HOST:PORT`` or ``dlm``). ``client_name`` is how other nodes see this one in queries.
     ``run`` starts a degraded array, as ``mdadm --run`` does. ``read_only`` refuses writes. ``slot`` asks for one slot
     and no other; None takes the first free one. ``cluster_name`` must match the array's when it is given.
-    ``buffered`` opens legs without O_DIRECT, which only one host at a time may do. ``faults`` are to happen to the
+    ``buffered`` opens legs without O_DIRECT, which only one host at a time may do. ``search`` are directories in which
+    images are looked for that were not named: legs that other nodes add. ``faults`` are to happen to the
     I/O of the legs, see `raidfs.faults`.
     """
 
@@ -27,4 +28,5 @@ class NodeOptions:
     slot: int | None = None
     cluster_name: str | None = None
     buffered: bool = False
+    search: tuple[str, ...] = ()
     faults: tuple[Fault, ...] = ()

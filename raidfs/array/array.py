@@ -11,13 +11,15 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 
-from raidfs._core import Engine, EventKind, LegState
+from raidfs._core import LEGS_LIMIT, Engine, EventKind, LegState
 from raidfs.array.assemble import Assembly
+from raidfs.array.images import OpenImage
 from raidfs.array.legs import ArrayLeg, LegImage, assembled_legs
 from raidfs.array.metadata import Metadata
+from raidfs.array.new_leg import check_fits
 from raidfs.array.port import EnginePort
 from raidfs.array.spares import Standing, vacant_positions
-from raidfs.errors import BlockTooLarge, LegNotWritable, NoSuchLeg
+from raidfs.errors import BlockTooLarge, LegNotWritable, NoSuchLeg, TooManyLegs
 from raidfs.format.bitmap import SUPER_BYTES as BITMAP_SUPER_BYTES
 from raidfs.format.bitmap import BitmapState, BitmapSuperblock
 from raidfs.format.superblock import MAX_SECTOR, ROLE_FAULTY, Superblock
@@ -276,8 +278,9 @@ class Array:
 
     def release(self, leg: ArrayLeg) -> None:
         """All nodes have left a faulty leg out and its record is durable (P1): writes that waited for that go on."""
-        leg.blocked = False
-        self.port.engine.leg_failure(leg.index, recorded=True)
+        if leg.blocked:
+            leg.blocked = False
+            self.port.engine.leg_failure(leg.index, recorded=True)
 
     def stand(self, leg: ArrayLeg, found: Standing) -> bool:
         """Give a leg that is not faulty its place, to be published; returns whether it became writable by that."""
@@ -291,8 +294,51 @@ class Array:
 
     def publish_legs(self) -> None:
         """Tell the engine what the legs are and how many positions there are; wakes who waits for a change."""
-        self.port.engine.publish_legs([_published(leg) for leg in self.legs])
+        legs = {leg.index: leg for leg in self.legs}
+        count = max(legs) + 1
+        states = [LegState.MISSING] * count
+        positions, offsets = [count] * count, [0] * count
+        for index, leg in legs.items():
+            # A leg that is blocked keeps its place in the engine until its failure is released.
+            states[index] = LegState.IN_SYNC if leg.blocked else leg.state
+            positions[index] = LEGS_LIMIT if leg.role is None else leg.role
+            offsets[index] = leg.recovery_offset
+        self.port.engine.publish_legs(
+            states, positions=positions, recovery_offsets=offsets, raid_disks=self.superblock.raid_disks
+        )
         self.legs_changed.wake_up()
+
+    # ---- legs that come and go -----------------------------------------------------------------------------------
+
+    def check_fits(self, image: OpenImage) -> None:
+        """Raise ImageTooSmall or BlocksDiffer unless an image can be a leg of this array as it runs."""
+        check_fits(image, self.layout, self.block_bytes)
+
+    def attach(self, image: LegImage, number: int) -> ArrayLeg:
+        """Take in an open image as a leg that nothing is written to yet (MISSING); raises TooManyLegs."""
+        try:
+            index = self.port.engine.add_leg(self.layout.data_offset_bytes)
+        except ValueError:
+            raise TooManyLegs(legs=len(self.legs)) from None
+        leg = ArrayLeg(index, image.path, number, None, LegState.MISSING, image.direct)
+        self.legs = [*self.legs, leg]
+        return leg
+
+    def detach(self, leg: ArrayLeg) -> None:
+        """Forget a leg that is faulty or a spare; `free` its index when nothing is in flight on it any more."""
+        self.release(leg)
+        self.metadata.drop(leg.index)
+        self.legs = [other for other in self.legs if other is not leg]
+        self.failed = [entry for entry in self.failed if entry[0] != leg.index]
+        self.legs_changed.wake_up()
+
+    def free(self, index: int) -> bool:
+        """Give the engine's number of a leg that was detached back; returns whether nothing is in flight on it."""
+        try:
+            self.port.engine.remove_leg(index)
+        except OSError:
+            return False
+        return True
 
     def keep(self, leg: ArrayLeg) -> None:
         """Keep a leg although it failed: what was written meanwhile fails with EIO, nothing was acknowledged."""
@@ -303,11 +349,6 @@ class Array:
         await self.port.flush()
         for _ in range(SWEEPS_OF_A_FLUSH):
             await self.port.sweep()
-
-
-def _published(leg: ArrayLeg) -> LegState:
-    # A leg that is blocked keeps its place in the engine until its failure is released.
-    return LegState.IN_SYNC if leg.blocked else leg.state
 
 
 def _served_bytes(assembly: Assembly, images: Iterable[LegImage], block_bytes: int) -> int:

@@ -52,8 +52,10 @@ def assemble(
 ) -> Assembly:
     """Return how the array is to be started, or raise the error that says why not.
 
-    Without ``run`` every position must have a leg; with it, one leg that is in sync is enough. ``cluster_name``, when
-    given, must be the array's. An image that cannot be a leg of any array (damaged, foreign, truncated, given twice)
+    Without ``run`` every leg that the freshest superblock counts must be there, and no image that was given for a
+    vacant position may be useless; a position that is known to be vacant may be so, as mdadm starts a degraded array.
+    With ``run`` one leg that is in sync is enough. ``cluster_name``, when given, must be the array's. An image that
+    cannot be a leg of any array (damaged, foreign, truncated, given twice)
     is refused even with ``run``: the user leaves it out knowingly. Images that the array itself gave up (faulty,
     out of date, removed) are left out with ``run``. A leg in sync that lacks slots is refused unless the caller
     ``heals_bitmaps``: it promises to read them from ``Assembly.bitmap_path`` and to copy them to the others.
@@ -167,4 +169,6 @@ def _raise_missing(superblock: Superblock, missing: Sequence[int], left_out: Seq
     for leg in left_out:
         if leg.role in missing:
             raise LegLeftOut(path=leg.path, reason=leg.reason.value)
-    raise LegMissing(uuid=superblock.set_uuid_text, role=missing[0])
+    for role in missing:
+        if role in superblock.dev_roles:
+            raise LegMissing(uuid=superblock.set_uuid_text, role=role)

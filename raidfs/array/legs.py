@@ -29,7 +29,7 @@ class LegImage(Protocol):
     direct: bool
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class ArrayLeg:
     """One leg: ``index`` in the engine, ``number`` in the superblock, ``role`` its position or None.
 

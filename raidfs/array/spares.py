@@ -102,6 +102,33 @@ def with_spares(array: Superblock, spares: Sequence[int]) -> Superblock:
     return array
 
 
+def readd_offset_sectors(array: Superblock, own: Superblock, events_cleared: int) -> int:
+    """Return how far a leg that comes back is copied: all when the bitmap tells what it lacks, 0 when nothing does.
+
+    ``own`` is what it said of itself when it left, ``events_cleared`` the highest of all slots. Bits are cleared only
+    while no position is vacant, and events_cleared says how long that lasted: what a leg with fewer events has missed
+    may have no bit any more. A leg that had not been copied in full when it left goes on where it was.
+    """
+    if own.events < events_cleared or own.size_sectors != array.size_sectors or not has_position(own):
+        return 0
+    offset_sectors = recovery_offset_sectors(own, array.size_sectors)
+    return array.size_sectors if offset_sectors is None else offset_sectors
+
+
+def with_raid_disks(array: Superblock, count: int) -> Superblock | None:
+    """Return the superblock with another number of positions, or None when more legs have one.
+
+    Legs move down to the lowest positions when there are fewer of them (raid1_reshape): all hold the same.
+    """
+    active = sorted(role for role in array.dev_roles if role < array.raid_disks)
+    if len(active) > count:
+        return None
+    if count < array.raid_disks:
+        places = {role: place for place, role in enumerate(active)}
+        array = dataclasses.replace(array, dev_roles=tuple(places.get(role, role) for role in array.dev_roles))
+    return dataclasses.replace(array, raid_disks=count)
+
+
 def free_number(array: Superblock, taken: Collection[int]) -> int:
     """Return the device number for a new leg: the first free one from raid_disks on, as mdadm chooses.
 

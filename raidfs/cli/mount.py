@@ -85,6 +85,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         action="store_true",
         help="open images through the page cache; only if no other host uses them at the same time",
     )
+    parser.add_argument(
+        "--search",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="look here too for images that other nodes add, or that are not named; may be given more than once "
+        "(always looked in: the directories of the images that are named, and /dev)",
+    )
     parser.add_argument("--foreground", action="store_true", help="be the node in this process; SIGTERM unmounts")
     parser.add_argument("--plane", choices=PLANES, default=PLANES[0], help="who serves data (default: %(default)s)")
     parser.add_argument(
@@ -111,6 +119,7 @@ def run(args: argparse.Namespace) -> int:
             slot=args.slot,
             cluster_name=args.cluster_name,
             buffered=args.buffered,
+            search=tuple(map(os.path.abspath, args.search)),
             faults=_faults(args.fault, args.images),
         ),
         plane=args.plane,

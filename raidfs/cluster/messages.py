@@ -60,6 +60,12 @@ class Result(enum.IntEnum):
     LAST_LEG = 5
     SIZE = 6
     FAILED = 7
+    NO_IMAGE = 8
+    SEVERAL_IMAGES = 9
+    IMAGE_UNFIT = 10
+    NUMBER_IN_USE = 11
+    LOOK_TOO_LONG = 12
+    LEG_IN_USE = 13
 
     @property
     def text(self) -> str:
@@ -76,6 +82,12 @@ _RESULT_TEXTS = {
     Result.LAST_LEG: "it would lose its last leg",
     Result.SIZE: "it cannot follow the change of size",
     Result.FAILED: "it failed while applying it; see its log",
+    Result.NO_IMAGE: "it does not see the image; make it visible there, or mount with --search and its directory",
+    Result.SEVERAL_IMAGES: "it sees several images that say they are this one; see its log",
+    Result.IMAGE_UNFIT: "it sees the image, which does not fit there; see its log",
+    Result.NUMBER_IN_USE: "it has another leg with that number",
+    Result.LOOK_TOO_LONG: "looking for the image took too long there; does its storage answer?",
+    Result.LEG_IN_USE: "the leg is in use there",
 }
 
 

@@ -74,6 +74,12 @@ class Mddev(Protocol):
     def remote_resync_started(self, slot: int) -> Result:
         """Another node has begun to resync: spares may be activated again (RESYNCING_START)."""
 
+    async def new_disk(self, slot: int, device_uuid: bytes, number: int) -> Result:
+        """Another node adds an image, or takes one back: find and open it, or say why not (NEWDISK, RE_ADD)."""
+
+    async def remove_disk(self, device_uuid: bytes, number: int) -> Result:
+        """Let go of a leg, faulty or a spare (REMOVE); with the UUID of an image only of what NEWDISK has opened."""
+
     def bitmap_needs_sync(self, slot: int) -> Result:
         """A node has left with an unfinished resync: its slot has to be taken over (BITMAP_NEEDS_SYNC)."""
 
@@ -195,7 +201,11 @@ class Receiver:
                 return mddev.bitmap_needs_sync(message.slot)
             case MessageType.CHANGE_CAPACITY:
                 return mddev.change_capacity(message.high)
-            case MessageType.NEWDISK | MessageType.REMOVE | MessageType.RE_ADD | MessageType.BITMAP_RESIZE:
+            case MessageType.NEWDISK | MessageType.RE_ADD:
+                return await mddev.new_disk(message.slot, message.device_uuid, message.raid_slot)
+            case MessageType.REMOVE:
+                return await mddev.remove_disk(message.device_uuid, message.raid_slot)
+            case MessageType.BITMAP_RESIZE:
                 return Result.NOT_SUPPORTED
         return Result.UNKNOWN_TYPE
 

@@ -30,4 +30,6 @@ class MountOptions:
         words += ["--cluster-name", node.cluster_name] if node.cluster_name is not None else []
         for fault in node.faults:
             words += ["--fault", fault.text]
+        for directory in node.search:
+            words += ["--search", directory]
         return [*words, "--", *node.images, self.mountpoint]

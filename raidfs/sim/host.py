@@ -9,12 +9,16 @@ from contextlib import AbstractAsyncContextManager
 from raidfs._core import OpKind
 from raidfs.array.head import Candidate, read_candidate
 from raidfs.array.images import OpenImage
+from raidfs.array.new_leg import check_fits, erasing
 from raidfs.array.port import EnginePort
-from raidfs.errors import ImageAccess, ImageClosed, ImageNotFound, OtherManager
+from raidfs.array.search import Found
+from raidfs.errors import ImageAccess, ImageClosed, ImageHoldsData, ImageInUse, ImageNotFound, OtherManager
+from raidfs.format.geometry import ArrayLayout
+from raidfs.format.superblock import SUPER_BYTES, SUPER_OFFSET_BYTES, Superblock
 from raidfs.lock.api import LockManager
 from raidfs.lock.machine import Action
 from raidfs.node_options import NodeOptions
-from raidfs.runtime import Runtime
+from raidfs.runtime import Future, Runtime
 from raidfs.sim.disks import DiskOp, SimDisk
 from raidfs.sim.layout import CREATED_S, DATA_OFFSET_BYTES
 from raidfs.sim.locks import SimulatedClient, SimulatedLocks
@@ -81,6 +85,7 @@ class SimStorage:
     def __init__(self, disks: Sequence[SimDisk]) -> None:
         self.disks = tuple(disks)
         self.numbers = {disk.name: number for number, disk in enumerate(disks)}
+        self.uuids = 0xA0  # of images that were added
         self.flocks: list[dict[SimImage, None]] = [{} for _ in disks]
 
 
@@ -103,6 +108,7 @@ class SimHost:
         self.on_op = on_op
         self.port: EnginePort | None = None
         self.disks: dict[int, SimDisk] = {}  # by the engine's number of the leg
+        self.hidden: set[str] = set()  # disks that this machine does not find by looking
         self.slot: int | None = None  # once the node has joined, for those who watch
         self._stepper = stepper
         self._runtime = SimRuntime(stepper, group)
@@ -123,6 +129,50 @@ class SimHost:
         images = await self._opened(paths)
         self._images += images
         return list(images)
+
+    async def find_images(self, set_uuid: bytes, near: Sequence[str], search: Sequence[str]) -> list[Found]:
+        """See `raidfs.host.Host.find_images`: all disks that this machine sees."""
+        found = []
+        for path in self.storage.numbers:
+            if path not in self.hidden:
+                superblock = (await self.candidates([path]))[0].superblock
+                if isinstance(superblock, Superblock) and superblock.set_uuid == set_uuid:
+                    found.append(Found(path, superblock))
+        return found
+
+    def new_uuid(self) -> bytes:
+        """See `raidfs.host.Host.new_uuid`."""
+        self.storage.uuids += 1
+        return self.storage.uuids.to_bytes(16, "big")
+
+    async def open_new(
+        self, path: str, options: NodeOptions, layout: ArrayLayout, block_bytes: int, force: bool
+    ) -> OpenImage:
+        """See `raidfs.host.Host.open_new`."""
+        [image] = await self.open_images([path], options)
+        assert isinstance(image, SimImage)
+        try:
+            if self.storage.flocks[image.fd]:
+                raise ImageInUse(path=path)
+            check_fits(image, layout, block_bytes)
+            if any(image.read(SUPER_OFFSET_BYTES, SUPER_BYTES)) and not force:
+                raise ImageHoldsData(path=path, found="an md superblock")
+        except BaseException:
+            image.close()
+            raise
+        return image
+
+    async def write_new(self, image: OpenImage, writes: Sequence[tuple[int, bytes]]) -> None:
+        """See `raidfs.host.Host.write_new`."""
+        for offset, data in writes:
+            result, _ = await self._disk_op(image.fd, OpKind.WRITE_DURABLE, offset, data, len(data))
+            if result < 0:
+                raise ImageAccess(path=image.path, doing="write it", reason="Input/output error")
+
+    async def erase_new(self, image: OpenImage, layout: ArrayLayout) -> None:
+        """See `raidfs.host.Host.erase_new`."""
+        with contextlib.suppress(ImageAccess):
+            await self.write_new(image, erasing(layout))
 
     async def claim_images(self, images: Sequence[OpenImage], *, alone: bool) -> None:
         """See `raidfs.host.Host.claim_images`; all machines' flocks meet, as those of processes on one host do."""
@@ -187,18 +237,23 @@ class SimHost:
             if path not in self.storage.numbers:
                 raise ImageNotFound(path=path)
             number = self.storage.numbers[path]
-            disk = self.storage.disks[number]
-            future = self._runtime.future()
-
-            def done(result: int, data: bytes | None, future: object = future) -> None:
-                future.set((result, data))  # type: ignore[attr-defined]
-
-            disk.submit(DiskOp(self.group, OpKind.READ, 0, DATA_OFFSET_BYTES, None, done))
-            result, head = await future.wait(what=f"the metadata of {path}")
-            if result < 0:
+            result, head = await self._disk_op(number, OpKind.READ, 0, None, DATA_OFFSET_BYTES)
+            if result < 0 or head is None:
                 raise ImageAccess(path=path, doing="read it", reason="Input/output error")
-            images.append(SimImage(disk, number, head))
+            images.append(SimImage(self.storage.disks[number], number, head))
         return images
+
+    async def _disk_op(
+        self, number: int, kind: OpKind, offset: int, data: bytes | None, length: int
+    ) -> tuple[int, bytes | None]:
+        disk = self.storage.disks[number]
+        future: Future[tuple[int, bytes | None]] = self._runtime.future()
+
+        def done(result: int, data: bytes | None) -> None:
+            future.set((result, data))
+
+        disk.submit(DiskOp(self.group, kind, offset, length, data, done))
+        return await future.wait(what=f"the metadata of {disk.name}")
 
 
 class SimBackend:
@@ -217,7 +272,10 @@ class SimBackend:
 
     def attach(self, leg: int, fd: int) -> None:
         """See `raidfs.backend.LegBackend.attach`."""
-        self._disks[leg] = self._host.storage.disks[fd]
+        if fd < 0:
+            self._disks.pop(leg, None)
+        else:
+            self._disks[leg] = self._host.storage.disks[fd]
 
     async def run(self) -> None:
         """See `raidfs.backend.LegBackend.run`."""

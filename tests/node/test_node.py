@@ -3,118 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import os
 import signal
-import socket
-import sys
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 from support.arrays import make_array
+from support.nodes import CHUNK, Images, node, refused
 
 from raidfs import errors
-from raidfs.array.head import read_candidates
 from raidfs.array.images import open_image
 from raidfs.format.bitmap import count_dirty
-from raidfs.format.superblock import MAX_SECTOR, Superblock
+from raidfs.format.superblock import MAX_SECTOR
 from raidfs.lock.address import LockAddress
 from raidfs.lock.client import connected
-from raidfs.node import Node, open_node
-from raidfs.node_options import NodeOptions
+from raidfs.node import Node
 from raidfs.runtime import TrioRuntime
 from raidfs.units import MIB
-
-CHUNK = 64 * 1024
-
-
-@dataclasses.dataclass
-class Images:
-    """The images of one array."""
-
-    paths: tuple[str, ...]
-
-    def superblocks(self) -> list[Superblock]:
-        found = []
-        for candidate in read_candidates(self.paths):
-            assert isinstance(candidate.superblock, Superblock)
-            found.append(candidate.superblock)
-        return found
-
-    def data(self, leg: int) -> bytes:
-        offset = self.superblocks()[leg].data_offset_sectors * 512
-        return Path(self.paths[leg]).read_bytes()[offset : offset + 4 * MIB]
-
-    def dirty(self, slot: int, leg: int = 0) -> int:
-        data = Path(self.paths[leg]).read_bytes()[8192 + slot * 4096 : 8192 + (slot + 1) * 4096]
-        return count_dirty(data[256:], 4 * MIB // CHUNK)
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> Images:
-    created = make_array(tmp_path, chunk_bytes=CHUNK, assume_clean=True)
-    return Images(tuple(image.path for image in created.images))
-
-
-@pytest.fixture
-def fresh(tmp_path: Path) -> Images:
-    created = make_array(tmp_path, chunk_bytes=CHUNK)
-    return Images(tuple(image.path for image in created.images))
-
-
-def answers(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX) as one:
-        try:
-            one.connect(path)
-        except (FileNotFoundError, ConnectionRefusedError):
-            return False
-    return True
-
-
-@pytest.fixture
-async def lockd(tmp_path: Path) -> AsyncIterator[str]:
-    """A lock server of this test's own; gives the value for --lock."""
-    address = f"unix:{tmp_path}/lock"
-    process = await trio.lowlevel.open_process(
-        [sys.executable, "-m", "raidfs", "lockd", "--listen", address],
-    )
-    with trio.fail_after(20):
-        while not answers(f"{tmp_path}/lock"):  # its path is there before it listens
-            await trio.sleep(0.01)
-    (tmp_path / "lock.pid").write_text(str(process.pid))
-    yield address
-    with contextlib.suppress(ProcessLookupError):
-        process.kill()
-    await process.wait()
-
-
-@contextlib.asynccontextmanager
-async def node(images: Images, lock: str, name: str = "n", **options: object) -> AsyncIterator[Node]:
-    wanted = dataclasses.replace(NodeOptions(images=images.paths, client_name=name, lock=lock), **options)  # type: ignore[arg-type]
-    async with open_node(TrioRuntime(), wanted) as joined:
-        with trio.fail_after(20):
-            while not joined.mddev.updates or joined.mddev.reconfig_mutex.owner is not None:  # it announces itself
-                await trio.sleep(0.01)
-        yield joined
-
-
-@contextlib.contextmanager
-def refused(error: type[errors.RaidfsError], **facts: object) -> Iterator[None]:
-    """Expect an error of ours, however deep in exception groups."""
-
-    def inner(e: BaseException) -> BaseException:
-        return inner(e.exceptions[0]) if isinstance(e, BaseExceptionGroup) else e
-
-    with pytest.raises((BaseExceptionGroup, errors.RaidfsError)) as caught:
-        yield
-    found = inner(caught.value)
-    assert isinstance(found, error), found
-    for fact, value in facts.items():
-        assert found.facts[fact] == value
 
 
 async def test_two_nodes_read_what_the_other_wrote(images: Images, lockd: str) -> None:
@@ -207,6 +115,7 @@ async def test_the_wrong_cluster_name_is_refused(images: Images, lockd: str) -> 
 
 async def test_a_missing_leg_needs_run_and_then_keeps_its_bits(images: Images, lockd: str) -> None:
     alone = Images(images.paths[:1])
+    os.unlink(images.paths[1])
     with refused(errors.LegMissing, role=1):
         async with node(alone, lockd):
             pass
@@ -271,7 +180,7 @@ async def test_a_write_error_on_one_node_fails_the_leg_for_all_before_the_write_
         await b.volume.write(0, b"x" * 512, durable=False)
         read_only = os.open(images.paths[1], os.O_RDONLY)
         try:
-            b.backend.attach(1, read_only)
+            b.devices.backend.attach(1, read_only)
             await b.volume.write(0, b"y" * 512, durable=False)
             assert [leg.state for leg in a.status().legs] == ["in_sync", "faulty"]
             for _ in range(4):

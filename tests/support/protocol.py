@@ -69,6 +69,14 @@ class NotingMddev:
         self.applied.append(("RESYNCING_START", slot))
         return self.answer
 
+    async def new_disk(self, slot: int, device_uuid: bytes, number: int) -> Result:
+        self.applied.append(("NEWDISK", number))
+        return self.answer
+
+    async def remove_disk(self, device_uuid: bytes, number: int) -> Result:
+        self.applied.append(("REMOVE", number))
+        return self.answer
+
     def bitmap_needs_sync(self, slot: int) -> Result:
         self.applied.append(("BITMAP_NEEDS_SYNC", slot))
         return self.answer
