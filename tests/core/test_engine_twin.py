@@ -7,9 +7,9 @@ from collections import Counter
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.engine_twin import BITS_START, NEEDED, PAGE, TwinEngine, TwinOp
+from support.engine_twin import BITS_START, NEEDED, PAGE, RESYNC, SECTOR, TwinBlock, TwinEngine, TwinOp
 
-from raidfs._core import Engine, EventKind, LegState, OpKind
+from raidfs._core import Engine, EventKind, LegState, OpKind, SyncAction
 from raidfs.sim.legs import PendingOp, SimulatedLegs
 
 DATA_OFFSET = 64 * 1024
@@ -42,6 +42,8 @@ class Pair:
         self.matched: dict[int, TwinOp] = {}
         self.answered: set[int] = set()
         self.chunk = chunk
+        self.away_in_sync: set[int] = set()  # legs that were in sync when they failed: bits tell what they lack
+        self.set_limits(1, 3)
         self.check()
 
     def submit(self, kind: str, start: int, data: bytes, length: int, durable: bool) -> None:
@@ -76,9 +78,70 @@ class Pair:
 
     def answer(self, recorded: bool) -> None:
         for leg in sorted(self.twin.failed_events):
+            if recorded and self.twin.states[leg] == LegState.IN_SYNC:
+                self.away_in_sync.add(leg)
             self.twin.answer(leg, recorded)
             self.engine.leg_failure(leg, recorded=recorded)
             self.check()
+
+    def set_limits(self, blocks: int, in_flight: int) -> None:
+        self.twin.set_sync_limits(blocks * 4096, in_flight)
+        self.engine.set_sync_limits(blocks * 4096, in_flight)
+
+    def publish(self) -> None:
+        self.engine.publish_legs(self.twin.states, recovery_offsets=self.twin.recovery)
+
+    def join(self, which: int, guided: bool) -> None:
+        """A leg comes back and recovers, from the start or by the bitmap if it was in sync when it failed."""
+        away = [leg for leg, state in enumerate(self.twin.states) if state == LegState.FAULTY]
+        if not away:
+            return
+        leg = away[which % len(away)]
+        guided = guided and leg in self.away_in_sync
+        if guided:
+            self.twin.need_dirty()
+            self.engine.need_dirty()
+        self.twin.join(leg, SIZE if guided else 0)
+        self.publish()
+        self.away_in_sync.discard(leg)
+        self.check()
+
+    def sync(self, action: SyncAction, start: int, end: int, leg: int) -> None:
+        leg %= len(self.twin.states)
+        tag = self.engine.submit_sync(action, start, end, leg=leg)
+        self.twin.submit_sync(tag, action, start, end, leg)
+        self.check()
+
+    def mark(self, how: str, start: int, end: int) -> None:
+        if start == end:
+            return
+        if how == "start":
+            self.twin.sync_start(start, end)
+            self.engine.sync_start(start, end)
+        else:
+            self.twin.sync_end(start, end, how == "abort")
+            self.engine.sync_end(start, end, aborted=how == "abort")
+        self.check()
+
+    def abort(self) -> None:
+        self.twin.abort_sync()
+        self.engine.abort_sync()
+        self.check()
+
+    def heal(self) -> None:
+        """Heal everything, and have the recovering legs in sync."""
+        self.mark("start", 0, SIZE)
+        self.sync(SyncAction.HEAL, 0, SIZE, 0)
+        self.quiet(True)
+        assert not self.twin.failed_events
+        self.mark("end", 0, SIZE)
+        assert not any(self.engine.counters()[chunk] & (NEEDED | RESYNC) for chunk in range(self.twin.chunks))
+        for leg, state in enumerate(self.twin.states):
+            if state == LegState.RECOVERING:
+                self.twin.recovered(leg)
+        self.publish()
+        self.quiet(True)
+        assert self.engine.next_to_sync(0) is None
 
     def suspend(self, start: int, end: int) -> None:
         self.twin.suspend(start, end)
@@ -101,6 +164,10 @@ class Pair:
         durable = self.engine.bitmap_durable()
         bits = {c for c in range(self.twin.chunks) if durable[BITS_START + c // 8] >> c % 8 & 1}
         assert bits == self.twin.durable
+        sectors, ranges, _ = self.engine.mismatches()
+        assert sectors == self.twin.mismatch_sectors
+        found = {s for start, length in ranges for s in range(start // SECTOR, (start + length) // SECTOR)}
+        assert found == self.twin.mismatches
 
     def match(self, new: list[PendingOp]) -> None:
         """Pair the engine's new operations with the twin's; both must have asked for the same."""
@@ -108,20 +175,25 @@ class Pair:
         self.twin.new_ops = []
         assert Counter(map(self.key, new)) == Counter(op.key() for op in wanted)
         for op in new:
-            twin_op = next(t for t in wanted if t.key() == self.key(op) and (op.leg not in t.tried))
+            found = [t for t in wanted if t.key() == self.key(op) and op.leg not in t.tried]
+            found = [t for t in found if t.reader in (None, op.leg)]
+            twin_op = min(found, key=lambda t: t.reader is None)
             wanted.remove(twin_op)
             self.matched[op.op_id] = twin_op
             if op.kind == OpKind.READ:
                 self.check_read(op, twin_op)
-            elif op.offset >= DATA_OFFSET:
+            elif op.offset >= DATA_OFFSET and not self.is_copy(twin_op):
                 self.check_bits_are_on_all_good_legs(op)
 
     def check_read(self, op: PendingOp, twin_op: TwinOp) -> None:
+        if twin_op.reader is not None:
+            return
         candidates = self.twin.in_sync - twin_op.tried
         assert op.leg in candidates
         start, end = self.twin.suspended
         first, last = twin_op.offset // self.chunk, (twin_op.offset + twin_op.length - 1) // self.chunk
-        needed = any(self.twin.counter(chunk) & NEEDED for chunk in range(first, min(last, self.twin.chunks - 1) + 1))
+        chunks = range(first, min(last, self.twin.chunks - 1) + 1)
+        needed = any(self.twin.counter(chunk) & (NEEDED | RESYNC) for chunk in chunks)
         if needed or (twin_op.offset < end and twin_op.offset + twin_op.length > start):
             assert op.leg == min(candidates)
 
@@ -131,6 +203,11 @@ class Pair:
         for leg in self.twin.writable:
             for chunk in range(first, last + 1):
                 assert self.legs.images[leg][SLOT_OFFSET + BITS_START + chunk // 8] >> chunk % 8 & 1
+
+    @staticmethod
+    def is_copy(op: TwinOp) -> bool:
+        """Whether it copies what the first leg has: no bit needs to be durable for that."""
+        return isinstance(op.owner, TwinBlock) and op.owner.sync.action != SyncAction.REPAIR
 
     @staticmethod
     def key(op: PendingOp) -> tuple[OpKind, int | None, int, int, bytes | None]:
@@ -163,6 +240,11 @@ actions = st.one_of(
     st.tuples(st.just("answer"), st.booleans()),
     st.tuples(st.just("suspend"), places, places),
     st.tuples(st.just("events"), st.integers(2, 99)),
+    st.tuples(st.just("join"), st.integers(0, 2), st.booleans()),
+    st.tuples(st.just("sync"), st.sampled_from(list(SyncAction)), places, places, st.integers(0, 2)),
+    st.tuples(st.just("mark"), st.sampled_from(["start", "abort"]), places, places),
+    st.tuples(st.just("limits"), st.sampled_from([1, 2, 8, 256]), st.integers(1, 4)),
+    st.tuples(st.just("abort")),
 )  # fmt: skip
 
 
@@ -184,9 +266,20 @@ def run(pair: Pair, steps: list[tuple[object, ...]]) -> None:
                 pair.twin.set_events(events)
                 pair.engine.set_events(events)
                 pair.check()
+            case ("join", int(which), bool(guided)):
+                pair.join(which, guided)
+            case ("sync", SyncAction() as action, int(a), int(b), int(leg)):
+                pair.sync(action, min(a, b), max(a, b), leg)
+            case ("mark", str(how), int(a), int(b)):
+                pair.mark(how, min(a, b), max(a, b))
+            case ("limits", int(blocks), int(in_flight)):
+                pair.set_limits(blocks, in_flight)
+                pair.check()
+            case ("abort",):
+                pair.abort()
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     legs=st.integers(1, 3),
     block=st.sampled_from([512, 4096]),
@@ -209,6 +302,8 @@ def test_engine_and_twin_ask_and_answer_the_same(
             DATA_OFFSET + chunk_number * chunk, min(DATA_OFFSET + (chunk_number + 1) * chunk, DATA_OFFSET + SIZE)
         )
         assert len({bytes(pair.legs.images[leg][part]) for leg in good}) == 1
+    pair.heal()
+    assert len({bytes(pair.legs.images[leg][DATA_OFFSET:]) for leg in pair.twin.in_sync}) == 1
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])

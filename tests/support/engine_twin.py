@@ -9,11 +9,13 @@ from __future__ import annotations
 import dataclasses
 import errno
 
-from raidfs._core import LegState, OpKind
+from raidfs._core import LegState, OpKind, SyncAction
 
 PAGE = 4096
 BITS_START = 256
 NEEDED = 0x8000
+RESYNC = 0x4000
+SECTOR = 512
 
 
 @dataclasses.dataclass(eq=False)
@@ -23,7 +25,8 @@ class TwinOp:
     offset: int  # in the image; of a read in the array
     length: int
     data: bytes | None
-    owner: TwinRequest | TwinPage | TwinFlush
+    owner: TwinRequest | TwinPage | TwinFlush | TwinBlock
+    reader: int | None = None  # of a read for which the leg is no choice
     tried: set[int] = dataclasses.field(default_factory=set)
 
     def key(self) -> tuple[OpKind, int | None, int, int, bytes | None]:
@@ -42,6 +45,7 @@ class TwinRequest:
     durable: bool = False
     state: str = "start"
     ops: list[TwinOp] = dataclasses.field(default_factory=list)
+    sent: set[int] = dataclasses.field(default_factory=set)
     ok: set[int] = dataclasses.field(default_factory=set)
     error: int = 0
     started: int = 0
@@ -49,6 +53,34 @@ class TwinRequest:
     blocks: dict[int, bytes] = dataclasses.field(default_factory=dict)
     pages: set[int] = dataclasses.field(default_factory=set)
     drained: set[TwinRequest] = dataclasses.field(default_factory=set)
+
+
+@dataclasses.dataclass(eq=False)
+class TwinSync:
+    tag: int
+    action: SyncAction
+    cursor: int
+    end: int
+    leg: int
+    error: int = 0
+    copied: int = 0
+
+
+@dataclasses.dataclass(eq=False)
+class TwinBlock:
+    sync: TwinSync
+    serial: int
+    span: tuple[int, int]
+    state: str = "order"
+    source: int = -1
+    error: int = 0
+    ops: list[TwinOp] = dataclasses.field(default_factory=list)
+    ok: set[int] = dataclasses.field(default_factory=set)
+    tried: set[int] = dataclasses.field(default_factory=set)
+    data: dict[int, bytes] = dataclasses.field(default_factory=dict)
+    counted: bool = False
+    submitted: bool = False
+    page: TwinPage | None = None  # that it waits for
 
 
 @dataclasses.dataclass(eq=False)
@@ -60,6 +92,7 @@ class TwinPage:
     snapshot: bytes | None = None
     snapshot_bits: frozenset[int] = frozenset()
     ops: list[TwinOp] = dataclasses.field(default_factory=list)
+    sent: set[int] = dataclasses.field(default_factory=set)
     ok: set[int] = dataclasses.field(default_factory=set)
     for_sweep: bool = False
 
@@ -68,6 +101,7 @@ class TwinPage:
 class TwinFlush:
     requests: list[TwinRequest] = dataclasses.field(default_factory=list)
     ops: list[TwinOp] = dataclasses.field(default_factory=list)
+    sent: set[int] = dataclasses.field(default_factory=set)
     ok: set[int] = dataclasses.field(default_factory=set)
 
 
@@ -103,6 +137,12 @@ class TwinEngine:
         self.new_ops: list[TwinOp] = []
         self.replies: list[tuple[int, int, bytes | None]] = []
         self.failed_events: set[int] = set()
+        self.recovery = [0] * legs
+        self.syncs: list[TwinSync] = []
+        self.blocks: list[TwinBlock] = []
+        self.block_bytes, self.blocks_max = 1 << 20, 8
+        self.mismatch_sectors = 0
+        self.mismatches: set[int] = set()
 
     # ---- what is so ----
 
@@ -132,7 +172,7 @@ class TwinEngine:
             whole[BITS_START + chunk // 8] |= 1 << chunk % 8
         return bytes(whole[index * PAGE : (index + 1) * PAGE])
 
-    def chunks_of(self, request: TwinRequest) -> range:
+    def chunks_of(self, request: TwinRequest | TwinBlock) -> range:
         return range(request.span[0] // self.chunk, min((request.span[1] - 1) // self.chunk, self.chunks - 1) + 1)
 
     # ---- inputs ----
@@ -175,13 +215,18 @@ class TwinEngine:
         owner = op.owner
         owner.ops.remove(op)
         if op.kind == OpKind.READ:
-            assert isinstance(owner, TwinRequest)
-            self.read_done(owner, op, leg, error, data)
+            if isinstance(owner, TwinBlock):
+                self.block_read_done(owner, leg, error, data)
+            else:
+                assert isinstance(owner, TwinRequest)
+                self.read_done(owner, op, leg, error, data)
         else:
             if error:
                 self.leg_error(leg)
-                if isinstance(owner, TwinRequest):
+                if isinstance(owner, TwinRequest | TwinBlock):
                     owner.error = error
+                if isinstance(owner, TwinBlock) and leg in self.writable:
+                    owner.sync.error = owner.sync.error or error
                 if op.kind == OpKind.FLUSH and leg in self.writable:
                     self.flush_lost.add(leg)
             else:
@@ -217,6 +262,58 @@ class TwinEngine:
                 page.due = True
         self.settle()
 
+    def join(self, leg: int, recovery_offset: int) -> None:
+        self.states[leg] = LegState.RECOVERING
+        self.recovery[leg] = recovery_offset
+        self.flush_lost.discard(leg)
+        for request in (*self.writes, *self.flush_failed, *self.sweeps[:1]):
+            request.sent.discard(leg)
+            request.ok.discard(leg)
+        for page in self.pages:
+            page.sent.discard(leg)
+            page.ok.discard(leg)
+        for block in self.blocks:
+            block.ok.discard(leg)
+        self.flush.sent.discard(leg)
+        self.durable.clear()
+        for page in self.pages:
+            page.due = True
+        self.settle()
+
+    def recovered(self, leg: int) -> None:
+        self.states[leg] = LegState.IN_SYNC
+        self.settle()
+
+    def need_dirty(self) -> None:
+        for chunk in self.image:
+            self.counters[chunk] = max(self.counters[chunk], 2 | self.counters[chunk] & NEEDED) | NEEDED
+
+    def sync_start(self, start: int, end: int) -> None:
+        for chunk, value in self.counters.items():
+            if value & NEEDED and chunk * self.chunk < end and (chunk + 1) * self.chunk > start:
+                self.counters[chunk] = value & ~NEEDED | RESYNC
+
+    def sync_end(self, start: int, end: int, aborted: bool) -> None:
+        for chunk, value in self.counters.items():
+            low, high = chunk * self.chunk, (chunk + 1) * self.chunk
+            whole = start <= low and end >= min(high, self.size)
+            if value & RESYNC and (low < end and high > start if aborted else whole):
+                self.counters[chunk] = value & ~RESYNC | (NEEDED if aborted else 0)
+
+    def submit_sync(self, tag: int, action: SyncAction, start: int, end: int, leg: int) -> None:
+        block = self.block
+        first, last = start // block * block, -(-min(end, self.size) // block) * block
+        self.syncs.append(TwinSync(tag, action, first, max(first, last), leg))
+        self.settle()
+
+    def set_sync_limits(self, block_bytes: int, blocks_max: int) -> None:
+        self.block_bytes, self.blocks_max = block_bytes, blocks_max
+        self.settle()
+
+    def abort_sync(self) -> None:
+        self.stop_syncs(errno.ECANCELED)
+        self.settle()
+
     def suspend(self, start: int, end: int) -> None:
         self.suspended = (start, end)
         self.settle()
@@ -237,6 +334,8 @@ class TwinEngine:
             moved |= self.move_sweep()
             moved |= any(self.move_drain(r) for r in list(self.drains))
             moved |= any(self.move_page_end(p) for p in self.pages)
+            moved |= any(self.move_block(b) for b in list(self.blocks))
+            moved = moved or self.move_syncs()
             if not moved:
                 for page in self.pages:
                     if page.due and page.snapshot is None and not self.fenced:
@@ -244,9 +343,9 @@ class TwinEngine:
 
     def op(
         self, kind: OpKind, leg: int | None, offset: int, length: int, data: bytes | None,
-        owner: TwinRequest | TwinPage | TwinFlush,
+        owner: TwinRequest | TwinPage | TwinFlush | TwinBlock, reader: int | None = None,
     ) -> None:  # fmt: skip
-        op = TwinOp(kind, leg, offset, length, data, owner)
+        op = TwinOp(kind, leg, offset, length, data, owner, reader)
         owner.ops.append(op)
         self.new_ops.append(op)
 
@@ -273,12 +372,7 @@ class TwinEngine:
         before = r.state
         if r.state == "start" and self.may_start(r):
             self.start(r)
-            for chunk in self.chunks_of(r):
-                value = self.counter(chunk)
-                if value == 0:
-                    self.image.add(chunk)
-                    self.page_of(chunk).due = True
-                self.counters[chunk] = max(value, 2 | value & NEEDED) + 1
+            self.count(r)
             r.state = "edges"
             ends = {r.span[0]} if r.start != r.span[0] else set()
             if r.end != r.span[1]:
@@ -304,8 +398,27 @@ class TwinEngine:
             self.finish_write(r)
         return r.state != before
 
+    def has_older(self, r: TwinRequest | TwinBlock) -> bool:
+        others: list[TwinRequest | TwinBlock] = [*self.writes, *self.blocks]
+        return any(o.serial < r.serial and o.span[0] < r.span[1] and r.span[0] < o.span[1] for o in others)
+
+    def count(self, r: TwinRequest | TwinBlock) -> None:
+        for chunk in self.chunks_of(r):
+            value = self.counter(chunk)
+            if value == 0:
+                self.image.add(chunk)
+                self.page_of(chunk).due = True
+            self.counters[chunk] = max(value, 2 | value & (NEEDED | RESYNC)) + 1
+
+    def uncount(self, r: TwinRequest | TwinBlock, written: bool) -> None:
+        if written and not self.degraded and self.events_cleared < self.events:
+            self.events_cleared = self.events
+            self.need_sync = True
+        for chunk in self.chunks_of(r):
+            self.counters[chunk] = (self.counters[chunk] - 1) | (0 if written else NEEDED)
+
     def may_start(self, r: TwinRequest) -> bool:
-        older = any(o.serial < r.serial and o.span[0] < r.span[1] and r.span[0] < o.span[1] for o in self.writes)
+        older = self.has_older(r)
         held = r.span[0] < self.suspended[1] and r.span[1] > self.suspended[0]
         return not older and not held and not self.blocked
 
@@ -324,6 +437,7 @@ class TwinEngine:
             whole[offset - r.span[0] : offset - r.span[0] + self.block] = block
         whole[r.start - r.span[0] : r.end - r.span[0]] = r.data
         r.submitted = True
+        r.sent = self.writable | self.blocked
         kind = OpKind.WRITE_DURABLE if r.durable else OpKind.WRITE
         for leg in sorted(self.writable):
             self.op(kind, leg, self.data_offset + r.span[0], len(whole), bytes(whole), r)
@@ -332,13 +446,8 @@ class TwinEngine:
     def finish_write(self, r: TwinRequest) -> None:
         if self.blocked and r.ok:
             return
-        done = bool(r.ok & self.in_sync) and self.writable <= r.ok
-        written = done or not r.submitted
-        if written and not self.degraded and self.events_cleared < self.events:
-            self.events_cleared = self.events
-            self.need_sync = True
-        for chunk in self.chunks_of(r):
-            self.counters[chunk] = (self.counters[chunk] - 1) | (0 if written else NEEDED)
+        done = bool(r.ok & self.in_sync) and self.writable & r.sent <= r.ok
+        self.uncount(r, written=not r.submitted or (done and self.writable <= r.ok))
         self.writes.remove(r)
         self.reply(r, r.end - r.start if done else -(r.error or errno.EIO))
 
@@ -347,6 +456,7 @@ class TwinEngine:
         page.snapshot = self.page_bytes(page.index)
         page.snapshot_bits = frozenset(c for c in self.image if self.page_of(c) is page)
         self.durable -= {c for c in self.durable if self.page_of(c) is page and c not in page.snapshot_bits}
+        page.sent = self.writable | self.blocked
         page.ok = set()
         for sweep in self.sweeps[:1]:
             page.for_sweep = page.index in sweep.pages
@@ -358,9 +468,18 @@ class TwinEngine:
         if page.snapshot is None or page.ops:
             return False
         page.snapshot = None
+        for block in self.blocks:
+            if block.page is page:
+                block.page = None
+                if not self.writable & page.sent <= page.ok:
+                    block.error = errno.EIO
         good = self.writable <= page.ok
         if good:
             self.durable |= page.snapshot_bits
+        elif self.writable & page.sent <= page.ok:  # a leg has joined, and gets it next
+            page.due = True
+            page.for_sweep = False
+            return True
         else:
             page.needs_write = True
             for r in self.writes:
@@ -378,18 +497,20 @@ class TwinEngine:
         moved = False
         if not self.flush.ops:
             for r in self.flush.requests:
-                r.ok = set(self.flush.ok)
+                r.sent, r.ok = set(self.flush.sent), set(self.flush.ok)
                 self.flush_failed.append(r)
                 moved = True
             self.flush = TwinFlush()
             if self.flush_waiting:
                 self.flush.requests, self.flush_waiting = self.flush_waiting, []
+                self.flush.sent = self.writable | self.blocked
                 for leg in sorted(self.writable):
                     self.op(OpKind.FLUSH, leg, 0, 0, None, self.flush)
                 moved = True
         if not self.blocked:
             for r in self.flush_failed:
-                good = bool(r.ok & self.in_sync) and self.writable <= r.ok and not self.flush_lost & self.writable
+                good = bool(r.ok & self.in_sync) and self.writable & r.sent <= r.ok
+                good = good and not self.flush_lost & self.writable
                 self.reply(r, 0 if good else -errno.EIO)
                 moved = True
             self.flush_failed = []
@@ -454,3 +575,171 @@ class TwinEngine:
         self.drains.remove(r)
         self.reply(r, 0)
         return True
+
+    # ---- sync ----
+
+    def need(self, start: int) -> int:
+        """Return what healing a block at ``start`` has to do: 0 nothing, 1 recovering legs, 2 all legs."""
+        if self.counter(min(start // self.chunk, self.chunks - 1)) & (NEEDED | RESYNC):
+            return 2
+        recovering = [self.recovery[leg] for leg in self.writable - self.in_sync]
+        return int(bool(recovering) and start + self.block > min(recovering))
+
+    def heal_targets(self, b: TwinBlock) -> set[int]:
+        if any(self.counter(chunk) & (NEEDED | RESYNC) for chunk in self.chunks_of(b)):
+            return self.writable
+        return {leg for leg in self.writable - self.in_sync if self.recovery[leg] < b.span[1]}
+
+    def stop_syncs(self, error: int) -> None:
+        for sync in self.syncs:
+            sync.error = sync.error or error
+        for block in list(self.blocks):
+            if block.state == "order" and self.has_older(block):
+                self.end_block(block, 0)
+
+    def move_syncs(self) -> bool:
+        moved = False
+        if self.blocked and self.syncs:
+            moved = any(not sync.error for sync in self.syncs)
+            self.stop_syncs(errno.EAGAIN)
+        for sync in self.syncs:
+            while not sync.error and sync.cursor < sync.end and len(self.blocks) < self.blocks_max:
+                self.start_block(sync)
+                moved = True
+        for sync in list(self.syncs):
+            if (sync.error or sync.cursor == sync.end) and not any(b.sync is sync for b in self.blocks):
+                self.syncs.remove(sync)
+                self.replies.append((sync.tag, -sync.error if sync.error else sync.copied, None))
+                moved = True
+        return moved
+
+    def start_block(self, sync: TwinSync) -> None:
+        start = sync.cursor
+        end = min(start + self.block_bytes, sync.end)
+        if sync.action == SyncAction.HEAL:
+            need = self.need(start)
+            end = start
+            while end < sync.end and self.need(end) == need and (not need or end - start < self.block_bytes):
+                end += self.block
+            if not need:
+                sync.cursor = end
+                return
+        sync.cursor = end
+        self.serial += 1
+        block = TwinBlock(sync, self.serial, (start, end))
+        self.blocks.append(block)
+        self.move_block(block)
+
+    def end_block(self, b: TwinBlock, error: int) -> bool:
+        if b.counted:
+            self.uncount(b, written=not b.submitted or (not b.error and self.writable <= b.ok))
+        b.sync.error = b.sync.error or error
+        b.state = "done"
+        self.blocks.remove(b)
+        return True
+
+    def move_block(self, b: TwinBlock) -> bool:
+        if b.state == "done" or b.ops or b.page is not None or (b.state == "order" and self.has_older(b)):
+            return False
+        if b.state in ("order", "bits"):
+            if b.sync.error:
+                return self.end_block(b, 0)
+            if self.blocked:
+                return self.end_block(b, errno.EAGAIN)
+        return {
+            "order": self.block_turn, "read": self.block_was_read, "bits": self.block_bits,
+            "write": self.block_was_written, "verify": self.block_was_verified,
+        }[b.state](b)  # fmt: skip
+
+    def block_turn(self, b: TwinBlock) -> bool:
+        action = b.sync.action
+        if action in (SyncAction.CHECK, SyncAction.REPAIR):
+            return self.block_read(b, self.in_sync) if len(self.in_sync) > 1 else self.end_block(b, 0)
+        readers = self.in_sync - ({b.sync.leg} if action == SyncAction.REWRITE else set())
+        if not readers:
+            return self.end_block(b, errno.EIO)
+        if action == SyncAction.HEAL and not self.heal_targets(b) - {min(readers)}:
+            return self.end_block(b, 0)
+        return self.block_read(b, {min(readers)})
+
+    def block_read(self, b: TwinBlock, legs: set[int], state: str = "read") -> bool:
+        b.state = state
+        b.ok = set()
+        for leg in sorted(legs):
+            self.op(OpKind.READ, None, b.span[0], b.span[1] - b.span[0], None, b, leg)
+        return True
+
+    def block_read_done(self, b: TwinBlock, leg: int, error: int, data: bytes | None) -> None:
+        if not error:
+            assert data is not None
+            b.ok.add(leg)
+            b.data[leg] = data
+        elif b.state == "verify":
+            b.error = error
+        else:
+            b.tried.add(leg)
+
+    def block_was_read(self, b: TwinBlock) -> bool:
+        if b.sync.error:
+            return self.end_block(b, 0)
+        rewritten = {b.sync.leg} if b.sync.action == SyncAction.REWRITE else set()
+        if not b.ok:
+            others = self.in_sync - b.tried - rewritten
+            if not others:
+                return self.end_block(b, errno.EIO)
+            return self.end_block(b, errno.EAGAIN) if self.blocked else self.block_read(b, {min(others)})
+        b.source = min(b.ok)
+        b.sync.copied += b.span[1] - b.span[0]
+        if b.sync.action in (SyncAction.HEAL, SyncAction.REWRITE):
+            return self.block_write(b)
+        data = [b.data[leg] for leg in b.ok]
+        found = {
+            b.span[0] // SECTOR + i
+            for i in range((b.span[1] - b.span[0]) // SECTOR)
+            if len({d[i * SECTOR : (i + 1) * SECTOR] for d in data}) > 1
+        }
+        self.mismatch_sectors += len(found)
+        self.mismatches |= found
+        if b.sync.action == SyncAction.CHECK or not (found or b.tried):
+            return self.end_block(b, 0)
+        b.state = "bits"
+        b.counted = True
+        self.count(b)
+        return self.block_bits(b)
+
+    def block_bits(self, b: TwinBlock) -> bool:
+        if b.error:
+            return self.end_block(b, errno.EIO)
+        lacking = [chunk for chunk in self.chunks_of(b) if chunk not in self.durable]
+        if not lacking:
+            return self.block_write(b)
+        b.page = self.page_of(lacking[0])
+        if b.page.snapshot is None:
+            b.page.due = True
+        return True
+
+    def block_write(self, b: TwinBlock) -> bool:
+        if b.sync.error or self.blocked or b.source not in self.in_sync:
+            return self.end_block(b, errno.EAGAIN)
+        targets = self.heal_targets(b) if b.sync.action == SyncAction.HEAL else self.writable
+        if b.sync.action == SyncAction.REWRITE:
+            targets = targets & {b.sync.leg}
+        targets = targets - {b.source}
+        if not targets:
+            return self.end_block(b, 0)
+        b.state, b.submitted, b.ok = "write", True, {b.source}
+        data = b.data[b.source]
+        for leg in sorted(targets):
+            self.op(OpKind.WRITE, leg, self.data_offset + b.span[0], len(data), data, b)
+        return True
+
+    def block_was_written(self, b: TwinBlock) -> bool:
+        if b.error:
+            return self.end_block(b, errno.EAGAIN)
+        if b.sync.action != SyncAction.REWRITE or b.sync.error:
+            return self.end_block(b, 0)
+        return self.block_read(b, {b.sync.leg}, "verify")
+
+    def block_was_verified(self, b: TwinBlock) -> bool:
+        same = not b.error and b.data[b.sync.leg] == b.data[b.source]
+        return self.end_block(b, 0 if same else b.error or errno.EIO)
