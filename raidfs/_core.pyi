@@ -64,8 +64,8 @@ class EngineStatistics(TypedDict):
 
     The keys of ``waiting``: new, order (an older overlapping write), suspended (the suspended range), blocked and
     failure (a leg's failure to be recorded, before the start and before the reply), counter (a full chunk), edges
-    (blocks written in part), bitmap (bits to be durable), legs (leg operations), pages (a sweep's bitmap pages), sync
-    (a sync request's blocks).
+    (blocks written in part), bitmap (bits to be durable), legs (leg operations), pages (a sweep's bitmap pages).
+    Sync requests are not among them, ``sync`` has them.
     """
 
     reads: int

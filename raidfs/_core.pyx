@@ -11,7 +11,9 @@ The story of a write is `write_advance` in core/requests.pxi; the promises that 
 * the bits of a write are durable on all good legs before the first byte of its data goes out, and are cleared only
   when all legs agree, after a flush that follows the last data write (core/bitmap.pxi);
 * a write is replied only when every leg that counts as good has it; a leg that fails is left out at once, and writes
-  wait until control has recorded that (core/legs.pxi).
+  wait until control has recorded that (core/legs.pxi);
+* what a pass over the array copies is ordered with those writes block by block, and is read from a leg in sync
+  (core/sync.pxi).
 
 This module is also the Python face of the engine, for control, for the portable data plane and for tests. Requests are
 submitted with ``submit_*`` and come back from `Engine.replies`; leg operations are either carried out by a backend
@@ -704,7 +706,7 @@ cdef class Engine:
             "chunks_resyncing": e.resyncing,
             "ops_queued": e.ops_queued,
             "ops_in_flight": e.ops_taken,
-            "waiting": {_STAGE_NAMES[i]: e.stages[i] for i in range(<uint64_t> STAGE_DONE) if e.stages[i]},
+            "waiting": {_STAGE_NAMES[i]: e.stages[i] for i in range(<uint64_t> STAGE_SYNC) if e.stages[i]},
             "sync": {
                 "requests": e.syncs.count,
                 "blocks_in_flight": e.blocks_in_flight,
