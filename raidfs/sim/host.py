@@ -24,6 +24,7 @@ from raidfs.sim.layout import CREATED_S, DATA_OFFSET_BYTES
 from raidfs.sim.locks import SimulatedClient, SimulatedLocks
 from raidfs.sim.runtime import SimRuntime
 from raidfs.sim.stepper import Group, Stepper
+from raidfs.sim.strikes import Decide, submit_struck
 from raidfs.units import SECTOR_BYTES
 
 OpWatcher = Callable[["SimHost", SimDisk, OpKind, int, bytes | None], None]
@@ -90,7 +91,10 @@ class SimStorage:
 
 
 class SimHost:
-    """The machine under one run of a node; ``on_op`` sees each operation of the engine before the disk gets it."""
+    """The machine under one run of a node.
+
+    ``on_op`` sees each operation of the engine before the disk gets it; ``decide`` may let any I/O go wrong.
+    """
 
     def __init__(
         self,
@@ -101,11 +105,13 @@ class SimHost:
         locks: SimulatedLocks,
         *,
         on_op: OpWatcher | None = None,
+        decide: Decide | None = None,
     ) -> None:
         self.name = name
         self.group = group
         self.storage = storage
         self.on_op = on_op
+        self.decide = decide
         self.port: EnginePort | None = None
         self.disks: dict[int, SimDisk] = {}  # by the engine's number of the leg
         self.hidden: set[str] = set()  # disks that this machine does not find by looking
@@ -231,6 +237,14 @@ class SimHost:
             client.close = lambda: None  # type: ignore[method-assign]
             client.hub.lose(reason)
 
+    def submit(self, disk: SimDisk, op: DiskOp) -> None:
+        """Give an operation to a disk, or to what shall go wrong."""
+        strike = None if self.decide is None else self.decide(disk, op)
+        if strike is None:
+            disk.submit(op)
+        else:
+            submit_struck(self._stepper, disk, op, strike)
+
     async def _opened(self, paths: Sequence[str]) -> list[SimImage]:
         images = []
         for path in paths:
@@ -238,7 +252,7 @@ class SimHost:
                 raise ImageNotFound(path=path)
             number = self.storage.numbers[path]
             result, head = await self._disk_op(number, OpKind.READ, 0, None, DATA_OFFSET_BYTES)
-            if result < 0 or head is None:
+            if result < DATA_OFFSET_BYTES or head is None:
                 raise ImageAccess(path=path, doing="read it", reason="Input/output error")
             images.append(SimImage(self.storage.disks[number], number, head))
         return images
@@ -252,7 +266,7 @@ class SimHost:
         def done(result: int, data: bytes | None) -> None:
             future.set((result, data))
 
-        disk.submit(DiskOp(self.group, kind, offset, length, data, done))
+        self.submit(disk, DiskOp(self.group, kind, offset, length, data, done))
         return await future.wait(what=f"the metadata of {disk.name}")
 
 
@@ -308,4 +322,4 @@ class SimBackend:
 
         if self._host.on_op is not None:
             self._host.on_op(self._host, disk, kind, offset, data)
-        disk.submit(DiskOp(self._host.group, OpKind(kind), offset, length, data, done))
+        self._host.submit(disk, DiskOp(self._host.group, OpKind(kind), offset, length, data, done))

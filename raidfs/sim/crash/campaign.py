@@ -8,7 +8,6 @@ import functools
 import gc
 import hashlib
 import itertools
-import logging
 import multiprocessing
 import os
 from collections import Counter
@@ -17,7 +16,7 @@ from random import Random
 
 from raidfs.errors import BadArguments
 from raidfs.sim.crash.planted import PLANTED
-from raidfs.sim.crash.recording import Recording, record
+from raidfs.sim.crash.recording import Recording, quiet, record
 from raidfs.sim.crash.reopened import Outcome, broken_promise, reopen
 from raidfs.sim.crash.scenario import Scenario, parse_scenario, scenarios
 from raidfs.sim.crash.states import Choice, Cutter, Model
@@ -144,16 +143,10 @@ def _run(chunk: Sequence[Scenario], *, plant: str | None) -> Result:
     if multiprocessing.parent_process() is None:
         _outcomes.clear()
     result = Result()
-    logger = logging.getLogger("raidfs")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        with contextlib.nullcontext() if plant is None else PLANTED[plant].patch():
-            seen: set[int] = set()
-            for scenario in chunk:
-                _enumerate(scenario, result, seen)
-    finally:
-        logger.setLevel(level)
+    with quiet(), contextlib.nullcontext() if plant is None else PLANTED[plant].patch():
+        seen: set[int] = set()
+        for scenario in chunk:
+            _enumerate(scenario, result, seen)
     return result
 
 

@@ -6,26 +6,31 @@ user's request began, it was acknowledged. There is no chance in it: the same sc
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
-from collections.abc import Coroutine
+import logging
+from collections.abc import Coroutine, Iterator, Sequence
 from random import Random
 from typing import Any
 
 from raidfs._core import OpKind
-from raidfs.errors import LastLeg, MessageRefused, NoSuchLeg, RaidfsError
+from raidfs.errors import LastLeg, MessageRefused, MetadataLost, NoSuchLeg, RaidfsError
+from raidfs.faults import Strike
+from raidfs.format.superblock import ROLE_FAULTY, SUPER_BYTES, SUPER_OFFSET_BYTES, Superblock
 from raidfs.node import Node, open_node
 from raidfs.node_options import NodeOptions
 from raidfs.sim.checkers import sector_bytes
 from raidfs.sim.crash.disk import PlainDisk
 from raidfs.sim.crash.layout import LAYOUT, LEGS
 from raidfs.sim.crash.scenario import WRITES, Scenario
-from raidfs.sim.disks import DiskOp
+from raidfs.sim.disks import DiskOp, SimDisk
 from raidfs.sim.host import SimHost, SimStorage
 from raidfs.sim.layout import CREATED_S, format_disks
 from raidfs.sim.locks import SimulatedLocks
 from raidfs.sim.runtime import SimRuntime
 from raidfs.sim.stepper import Group, Runnable, Stepper, Task
+from raidfs.sim.strikes import Decide
 from raidfs.units import SECTOR_BYTES
 
 STEPS_MAX = 100_000
@@ -94,19 +99,24 @@ class UserFlush:
 
 @dataclasses.dataclass
 class Recording:
-    """What happened. ``last_step`` is where in ``entries`` the last step of the scenario began."""
+    """What happened; ``last_step`` is where in ``entries`` the last step began, ``final`` the legs at the end."""
 
     initial: list[bytes]
     ops: list[LegOp] = dataclasses.field(default_factory=list)
     requests: list[UserWrite | UserFlush] = dataclasses.field(default_factory=list)
     entries: list[tuple[EntryKind, int]] = dataclasses.field(default_factory=list)
     last_step: int = 0
+    final: tuple[bytes, ...] = ()
     problem: str | None = None
 
 
-def record(scenario: Scenario) -> Recording:
-    """Run a scenario; a node that failed or never ended is told in ``problem``."""
-    return _Recorder(scenario).run()
+def record(scenario: Scenario, decide: Decide | None = None) -> Recording:
+    """Run a scenario; a node that failed or never ended is told in ``problem``.
+
+    ``decide`` may let I/O go wrong. Then a node that cannot join says so and tries once more, and what a user asks may
+    fail where no other leg is in sync than the one that was struck.
+    """
+    return _Recorder(scenario, decide).run()
 
 
 class _Machine:
@@ -120,8 +130,9 @@ class _Machine:
 
 
 class _Recorder:
-    def __init__(self, scenario: Scenario) -> None:
+    def __init__(self, scenario: Scenario, decide: Decide | None) -> None:
         self._scenario = scenario
+        self._decide_strike = decide
         self._stepper = Stepper(InOrder(), Random(0), steps_max=STEPS_MAX)
         self._world = self._stepper.group("world")
         self._runtime = SimRuntime(self._stepper, self._world)
@@ -137,6 +148,7 @@ class _Recorder:
         self._working: dict[Task, Group] = {}
         self._numbers: dict[DiskOp, int] = {}
         self._recording = Recording([bytes(disk.content) for disk in self._disks])
+        self._struck = 0
         # One leg that fails what it is asked, the other failed by a user: then errors are what users get.
         self._is_hopeless = {"break", "bfail"} <= {*scenario.steps}
         for disk in self._disks:
@@ -151,6 +163,7 @@ class _Recorder:
         except RaidfsError as e:
             self._problem(str(e))
         self._stepper.dispose()
+        self._recording.final = tuple(bytes(disk.content) for disk in self._disks)
         return self._recording
 
     def submitted(self, leg: int, op: DiskOp) -> None:
@@ -213,11 +226,14 @@ class _Recorder:
         group = self._stepper.group(f"{machine.name}{machine.lives}")
         machine.lives += 1
         machine.stopping = machine.ended = False
-        machine.host = CrashHost(group.name, self._stepper, group, self._storage, self._locks)
+        machine.host = CrashHost(group.name, self._stepper, group, self._storage, self._locks, decide=self._decide)
         self._stepper.spawn(
             group, self._live(machine, machine.host), name="node", on_end=lambda task, e: self._ended(machine, e)
         )
+        struck = self._struck
         await self._changed.wait_event(lambda: machine.node is not None or machine.ended, what="the node to join")
+        if machine.node is None and self._struck > struck:
+            await self._start(machine)
 
     async def _live(self, machine: _Machine, host: SimHost) -> None:
         names = tuple(disk.name for disk in self._disks)
@@ -229,7 +245,8 @@ class _Recorder:
             await self._changed.wait_event(lambda: machine.stopping, what="to be stopped")
 
     def _ended(self, machine: _Machine, e: BaseException | None) -> None:
-        is_refused = machine.node is None and self._disks[0].broken  # joining with a leg that cannot be written
+        # Joining with a leg that cannot be read or written is refused.
+        is_refused = machine.node is None and (self._disks[0].broken or self._struck)
         if e is not None and not (is_refused or self._is_hopeless):
             self._problem(f"node {machine.name}: {words(e)}")
         machine.node = None
@@ -262,6 +279,14 @@ class _Recorder:
         machine.node = None
         machine.host = None
         await self._runtime.sleep(SETTLE_S, what="the death to be known")
+
+    def _decide(self, disk: SimDisk, op: DiskOp) -> Strike | None:
+        strike = None if self._decide_strike is None else self._decide_strike(disk, op)
+        if strike is not None:
+            self._struck += 1
+            if not any(other is not disk and is_in_sync(other, self._disks) for other in self._disks):
+                self._is_hopeless = True
+        return strike
 
     # ---- requests --------------------------------------------------------------------------------------------------
 
@@ -309,6 +334,9 @@ class _Recorder:
             await machine.node.fail(f"disk{self._machines.index(machine)}")
         except (LastLeg, NoSuchLeg, MessageRefused):
             return
+        except MetadataLost:
+            if not self._struck:  # the other leg fails too, and says so first
+                raise
         except RaidfsError:
             if not self._is_hopeless:
                 raise
@@ -316,6 +344,30 @@ class _Recorder:
     def _failed(self, what: str, machine: _Machine, e: OSError) -> None:
         if not self._is_hopeless:
             self._problem(f"node {machine.name}: a {what} failed although a leg was good: {e}")
+
+
+def is_in_sync(disk: SimDisk, disks: Sequence[SimDisk]) -> bool:
+    """Tell whether the freshest superblock on the disks calls one of them in sync, and itself does not deny it."""
+    found = {other: _superblock(other) for other in disks}
+    freshest = max(found.values(), key=lambda superblock: superblock.events)
+    return freshest.role_of(found[disk].dev_number) < ROLE_FAULTY and not found[disk].is_recovering
+
+
+def _superblock(disk: SimDisk) -> Superblock:
+    content = bytes(disk.content[SUPER_OFFSET_BYTES : SUPER_OFFSET_BYTES + SUPER_BYTES])
+    return Superblock.decode(content, path=disk.name)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the log of the nodes out of the way: what they say of faults is asked for."""
+    logger = logging.getLogger("raidfs")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def words(e: BaseException) -> str:
