@@ -91,6 +91,12 @@ class Pair:
     def publish(self) -> None:
         self.engine.publish_legs(self.twin.states, recovery_offsets=self.twin.recovery)
 
+    def leave(self, leg: int) -> None:
+        """A leg is not there from the start."""
+        self.twin.states[leg] = LegState.FAULTY
+        self.away_in_sync.add(leg)
+        self.publish()
+
     def join(self, which: int, guided: bool) -> None:
         """A leg comes back and recovers, from the start or by the bitmap if it was in sync when it failed."""
         away = [leg for leg, state in enumerate(self.twin.states) if state == LegState.FAULTY]
@@ -279,7 +285,7 @@ def run(pair: Pair, steps: list[tuple[object, ...]]) -> None:
                 pair.abort()
 
 
-@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     legs=st.integers(1, 3),
     block=st.sampled_from([512, 4096]),
@@ -287,11 +293,22 @@ def run(pair: Pair, steps: list[tuple[object, ...]]) -> None:
     dirty=st.lists(st.integers(0, 9), max_size=3),
     steps=st.lists(actions, max_size=60),
     recorded=st.booleans(),
+    away=st.booleans(),
+    guided=st.booleans(),
 )
 def test_engine_and_twin_ask_and_answer_the_same(
-    legs: int, block: int, chunk: int, dirty: list[int], steps: list[tuple[object, ...]], recorded: bool
+    legs: int,
+    block: int,
+    chunk: int,
+    dirty: list[int],
+    steps: list[tuple[object, ...]],
+    recorded: bool,
+    away: bool,
+    guided: bool,
 ) -> None:
     pair = Pair(legs, block, chunk, dirty)
+    if away and legs > 1:
+        pair.leave(legs - 1)
     run(pair, steps)
     pair.quiet(recorded)
     assert not pair.engine.statistics()["waiting"]
@@ -302,6 +319,8 @@ def test_engine_and_twin_ask_and_answer_the_same(
             DATA_OFFSET + chunk_number * chunk, min(DATA_OFFSET + (chunk_number + 1) * chunk, DATA_OFFSET + SIZE)
         )
         assert len({bytes(pair.legs.images[leg][part]) for leg in good}) == 1
+    for _ in range(legs):
+        pair.join(0, guided)
     pair.heal()
     assert len({bytes(pair.legs.images[leg][DATA_OFFSET:]) for leg in pair.twin.in_sync}) == 1
 
