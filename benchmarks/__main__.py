@@ -13,7 +13,7 @@ import tempfile
 from typing import Any
 
 from benchmarks import facts, fio, report, workers
-from benchmarks.targets import TARGETS, TargetMissing
+from benchmarks.targets import TARGETS, Target, TargetMissing, measures
 
 SCHEMA_VERSION = 1
 RESULTS = pathlib.Path(__file__).parent
@@ -35,6 +35,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--disk-dir", type=pathlib.Path, default=MEDIA["disk"], metavar="DIR", help="legs on a disk")
     parser.add_argument(
         "--rows", nargs="+", choices=fio.ROWS, default=fio.ROWS, metavar="ROW", help="jobs of scripts/fio"
+    )
+    parser.add_argument(
+        "--targets", nargs="+", choices=list(TARGETS), default=list(TARGETS), metavar="TARGET", help="what is measured"
     )
     parser.add_argument("--host-kind", default=facts.host_kind(), metavar="NAME", help="for the name of the result")
     parser.add_argument("--no-keep", action="store_true", help="print only; keep nothing in benchmarks/")
@@ -85,20 +88,23 @@ def _medium(options: argparse.Namespace, name: str, directory: pathlib.Path) -> 
     left_out: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
         place = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="raidfs-bench-", dir=directory)))
-        files = {}
-        for target, open_target in TARGETS.items():
+        opened: dict[str, Target] = {}
+        for name_ in options.targets:
             try:
-                files[target] = stack.enter_context(open_target(place, size_bytes))
+                opened[name_] = stack.enter_context(TARGETS[name_](place, size_bytes))
             except TargetMissing as missing:
-                left_out[target] = str(missing)
+                left_out[name_] = str(missing)
                 continue
-            fio.fill(files[target], size_bytes=size_bytes)
+            fio.fill(opened[name_], size_bytes=size_bytes)
+        medium["rss_idle_mib"] = {name_: fio.rss_mib(target.pids[0]) for name_, target in opened.items() if target.pids}
         for number in range(options.rounds):
             for row in options.rows:
-                for target, file in files.items():
-                    figures = fio.run_job(row, file, size_bytes=size_bytes, seconds=options.seconds)
-                    runs.append({"round": number, "row": row, "target": target, **dataclasses.asdict(figures)})
-                    print(f"{name} {number} {row} {target}: {figures.iops:.0f} IOPS", file=sys.stderr)
+                for name_, target in opened.items():
+                    if not measures(name_, row):
+                        continue
+                    figures = fio.run_job(row, target, size_bytes=size_bytes, seconds=options.seconds)
+                    runs.append({"round": number, "row": row, "target": name_, **dataclasses.asdict(figures)})
+                    print(f"{name} {number} {row} {name_}: {figures.iops:.0f} IOPS", file=sys.stderr)
     return {**medium, "load_after": facts.load_average(), "left_out": left_out, "runs": runs}
 
 

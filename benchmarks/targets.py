@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import pathlib
 import shutil
 import subprocess
@@ -11,39 +12,112 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
+from raidfs.control import client
+
 _START_DEADLINE_S = 20.0
+
+TWO_NODES = "two-nodes-4k-qd32"
+_WRITES = frozenset({"randwrite-4k-qd32", "randwrite-4k-2x32", "write-1m-qd8"})
 
 
 class TargetMissing(Exception):
     """This machine does not have what the target needs; the text says what."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Files that are open to fio: ``file`` (two names with a colon are used in turns), ``second`` of another node.
+
+    ``pids`` are the processes that serve it, whose CPU time and memory are told beside the figures.
+    """
+
+    file: str
+    second: str = ""
+    pids: tuple[int, ...] = ()
+    files: int = 1
+
+
+Opener = Callable[[pathlib.Path, int], AbstractContextManager[Target]]
+
+
 @contextlib.contextmanager
-def raw(directory: pathlib.Path, size_bytes: int) -> Iterator[pathlib.Path]:
+def raw(directory: pathlib.Path, size_bytes: int) -> Iterator[Target]:
     """Give one leg as it is: the limit of the medium, without any mirror."""
     leg = directory / "raw.img"
     _sparse(leg, size_bytes)
-    yield leg
+    yield Target(str(leg))
 
 
 @contextlib.contextmanager
-def raidfs(directory: pathlib.Path, size_bytes: int) -> Iterator[pathlib.Path]:
-    """Give one node of an array of two legs, mounted as a user mounts it."""
-    place = directory / "raidfs"
-    place.mkdir()
-    mountpoint = place / "mnt"
-    mountpoint.mkdir()
-    images = [str(place / "a.img"), str(place / "b.img")]
+def raw_both(directory: pathlib.Path, size_bytes: int) -> Iterator[Target]:
+    """Give two legs in turns: half of what this reaches is the limit of a mirror's writes."""
+    legs = [directory / "both-a.img", directory / "both-b.img"]
+    for leg in legs:
+        _sparse(leg, size_bytes)
+    yield Target(":".join(map(str, legs)), files=2)
+
+
+@contextlib.contextmanager
+def _raidfs(directory: pathlib.Path, size_bytes: int, plane: str, nodes: int = 1, legs: int = 2) -> Iterator[Target]:
+    place = directory / f"raidfs-{plane}-{nodes}-{legs}"
+    mountpoints = [place / f"mnt{number}" for number in range(nodes)]
+    for mountpoint in mountpoints:
+        mountpoint.mkdir(parents=True)
+    images = [str(place / name) for name in ("a.img", "b.img")]
     _run(sys.executable, "-m", "raidfs", "create", "--assume-clean", "--size", str(size_bytes), *images)
-    _run(sys.executable, "-m", "raidfs", "mount", *images, str(mountpoint))
-    try:
-        yield mountpoint / "md0"
-    finally:
-        _run(sys.executable, "-m", "raidfs", "umount", str(mountpoint))
+    options = ["--plane", plane] + (["--run"] if legs < len(images) else [])
+    with contextlib.ExitStack() as mounted:
+        pids = []
+        for mountpoint in mountpoints:
+            _run(sys.executable, "-m", "raidfs", "mount", *options, *images[:legs], str(mountpoint))
+            mounted.callback(_run, sys.executable, "-m", "raidfs", "umount", str(mountpoint))
+            with client.find(str(mountpoint)) as node:
+                pids.append(node.hello.pid)
+        files = [str(mountpoint / "md0") for mountpoint in mountpoints]
+        yield Target(files[0], files[1] if nodes > 1 else "", tuple(pids))
+
+
+def native(directory: pathlib.Path, size_bytes: int) -> AbstractContextManager[Target]:
+    """Give one node of an array of two legs, mounted as a user mounts it."""
+    return _raidfs(directory, size_bytes, "native")
+
+
+def portable(directory: pathlib.Path, size_bytes: int) -> AbstractContextManager[Target]:
+    """Give the same with the portable plane."""
+    return _raidfs(directory, size_bytes, "pyfuse3")
+
+
+def degraded(directory: pathlib.Path, size_bytes: int) -> AbstractContextManager[Target]:
+    """Give a node of an array that has lost one of its two legs."""
+    return _raidfs(directory, size_bytes, "native", legs=1)
+
+
+def two_nodes(directory: pathlib.Path, size_bytes: int) -> AbstractContextManager[Target]:
+    """Give two nodes of one array."""
+    return _raidfs(directory, size_bytes, "native", nodes=2)
 
 
 @contextlib.contextmanager
-def qemu(directory: pathlib.Path, size_bytes: int) -> Iterator[pathlib.Path]:
+def null(directory: pathlib.Path, size_bytes: int) -> Iterator[Target]:
+    """Give a file on our plane that is only copied from and to memory: the limit of FUSE."""
+    if directory.resolve().parent != pathlib.Path("/dev/shm"):
+        raise TargetMissing("there is nothing but memory behind it, it is measured beside legs in memory")
+    mountpoint = directory / "null"
+    mountpoint.mkdir()
+    command = [sys.executable, "-m", "benchmarks.null_server", str(mountpoint), str(size_bytes)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        if process.stdout.readline() != "ready\n":
+            raise TargetMissing("the null server did not start")
+        yield Target(str(mountpoint / "null"), pids=(process.pid,))
+    finally:
+        _run("fusermount3", "-u", str(mountpoint))
+        process.communicate()
+
+
+@contextlib.contextmanager
+def qemu(directory: pathlib.Path, size_bytes: int) -> Iterator[Target]:
     """Give qemu-storage-daemon's mirror of two legs (quorum, reads from the first), exported through FUSE."""
     program = shutil.which("qemu-storage-daemon")
     if program is None:
@@ -66,23 +140,42 @@ def qemu(directory: pathlib.Path, size_bytes: int) -> Iterator[pathlib.Path]:
     )
     try:
         _wait_for_size(export, size_bytes, process)
-        yield export
+        yield Target(str(export), pids=(process.pid,))
     finally:
         process.terminate()
         process.communicate()
 
 
-TARGETS: dict[str, Callable[[pathlib.Path, int], AbstractContextManager[pathlib.Path]]] = {
+TARGETS: dict[str, Opener] = {
     "raw": raw,
+    "raw-both": raw_both,
+    "null": null,
     "qemu": qemu,
-    "raidfs": raidfs,
+    "raidfs": native,
+    "raidfs-pyfuse3": portable,
+    "raidfs-degraded": degraded,
+    "raidfs-two-nodes": two_nodes,
 }
 
 TITLES = {
     "raw": "raw file, one leg, no FUSE",
+    "raw-both": "raw files, both legs in turns",
+    "null": "null FUSE server: copies to memory only",
     "qemu": "qemu-storage-daemon, quorum of 2, FUSE export",
-    "raidfs": "raidfs, 2 legs, pyfuse3 plane",
+    "raidfs": "raidfs, 2 legs",
+    "raidfs-pyfuse3": "raidfs, 2 legs, pyfuse3 plane",
+    "raidfs-degraded": "raidfs, degraded",
+    "raidfs-two-nodes": "raidfs, two nodes at once",
 }
+
+
+def measures(target: str, row: str) -> bool:
+    """Tell whether a row means something for a target."""
+    if row == TWO_NODES:
+        return target == "raidfs-two-nodes"
+    if target == "raidfs-two-nodes":
+        return False
+    return target != "raw-both" or row in _WRITES
 
 
 def _sparse(path: pathlib.Path, size_bytes: int) -> None:
