@@ -1,6 +1,6 @@
 """Carries leg operations out with a pool of threads and positioned system calls; and the wake-ups towards trio.
 
-Each worker takes an operation from the engine, does it (preadv, pwritev2, fdatasync) and completes it, without the GIL.
+Each worker takes an operation from the engine, does it (pread, pwrite, fdatasync) and completes it, without the GIL.
 A transfer that ends early is continued until an error or the end of the file; what the engine hears is the sum. A
 durable write uses RWF_DSYNC, or fdatasync behind it where the file system does not know that flag.
 """
@@ -28,7 +28,6 @@ cdef extern from "<sys/uio.h>" nogil:
     struct iovec:
         void *iov_base
         size_t iov_len
-    ssize_t preadv(int fd, const iovec *vectors, int count, int64_t offset)
     ssize_t pwritev2(int fd, const iovec *vectors, int count, int64_t offset, int flags)
     int RWF_DSYNC
 
@@ -43,6 +42,8 @@ cdef extern from "<linux/magic.h>" nogil:
 
 cdef extern from "<unistd.h>" nogil:
     int fdatasync(int fd)
+    ssize_t pread(int fd, void *data, size_t length, int64_t offset)
+    ssize_t pwrite(int fd, const void *data, size_t length, int64_t offset)
     ssize_t write(int fd, const void *data, size_t length)
 
 
@@ -53,11 +54,13 @@ cdef int64_t transfer(int fd, LegOp *op) noexcept nogil:
     cdef ssize_t n
     cdef int flags = RWF_DSYNC if op.kind == OP_WRITE_DURABLE else 0
     while done < op.length:
-        vector.iov_base = op.data + done
-        vector.iov_len = op.length - done
         if op.kind == OP_READ:
-            n = preadv(fd, &vector, 1, <int64_t> (op.offset + done))
+            n = pread(fd, op.data + done, op.length - done, <int64_t> (op.offset + done))
+        elif not flags:
+            n = pwrite(fd, op.data + done, op.length - done, <int64_t> (op.offset + done))
         else:
+            vector.iov_base = op.data + done
+            vector.iov_len = op.length - done
             n = pwritev2(fd, &vector, 1, <int64_t> (op.offset + done), flags)
         if n > 0:
             done += <uint64_t> n
@@ -156,11 +159,11 @@ cdef class ThreadBackend:
 
     def in_memory(self):
         """Tell whether every leg that is attached is a file in memory."""
-        cdef uint32_t i
+        cdef int i
         cdef bint found = True
         with nogil:
             pthread_mutex_lock(&self.pool.e.mutex)
-            for i in range(LEGS_MAX):
+            for i in range(<int> LEGS_MAX):
                 if self.pool.fds[i] >= 0 and not self.pool.memory & (<uint32_t> 1 << i):
                     found = False
             pthread_mutex_unlock(&self.pool.e.mutex)

@@ -1,15 +1,25 @@
 from raidfs._backend_threads import ThreadBackend
+from raidfs._core import Engine
 
 class Plane:
-    """Workers that serve the data requests of one mount over the engine and the legs of ``backend``.
+    """Workers that serve the data requests of one mount over ``engine``.
 
+    ``legs`` has the descriptors of the legs; None leaves all leg operations to whoever takes them from the engine.
     ``fuse_fd`` is the mounted ``/dev/fuse`` and ``pyfuse3_fd`` our end of the socket pair; the caller keeps owning
     both. 1 is added to the eventfd ``done_fd`` when no worker runs any more and every data request has its answer.
     With ``ring`` each worker has an io_uring for legs that are not in memory; without it the pool carries those out.
     """
 
     def __init__(
-        self, backend: ThreadBackend, fuse_fd: int, pyfuse3_fd: int, done_fd: int, *, workers: int, ring: bool
+        self,
+        engine: Engine,
+        legs: ThreadBackend | None,
+        fuse_fd: int,
+        pyfuse3_fd: int,
+        done_fd: int,
+        *,
+        workers: int,
+        ring: bool,
     ) -> None: ...
     def work(self, number: int) -> None:
         """Be worker ``number`` until the mount is gone or `stop`; requests of its may still wait for something then."""
@@ -29,3 +39,20 @@ class Plane:
     @property
     def in_flight(self) -> int:
         """How many data requests have no answer yet."""
+
+class NullPlane(Plane):
+    """A `Plane` that copies each request from or to ``legs_count`` areas of memory and asks no engine."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        legs: None,
+        fuse_fd: int,
+        pyfuse3_fd: int,
+        done_fd: int,
+        *,
+        workers: int,
+        ring: bool,
+        size_bytes: int,
+        legs_count: int,
+    ) -> None: ...

@@ -5,7 +5,7 @@ FLUSH are served here, through the engine; everything else goes as it is to unmo
 whose answers `Plane.answer` takes back to the descriptor that the request came from. The text is in plane/:
 
 * fuse.pxi: the messages; slots.pxi: a request and its buffer; messages.pxi: receiving, passing on, answering;
-* workers.pxi: who waits for what, and who carries leg operations out.
+* workers.pxi: who waits for what, and who carries leg operations out; null.pxi: a server to compare with.
 """
 
 import os
@@ -13,13 +13,13 @@ import os
 from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, EINVAL, ENODEV, ENOMEM, EOPNOTSUPP, errno
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from raidfs._backend_threads cimport Pool, ThreadBackend, carry_out
 from raidfs._backend_uring cimport Ring, ring_close, ring_enter, ring_open, ring_push_op, ring_push_poll, ring_take
 from raidfs._core cimport (
-    OP_FLUSH, PAGE_BYTES, REQUEST_BYTES_MAX, REQUEST_DURABLE, REQUEST_FLUSH, REQUEST_READ, REQUEST_WRITE, EngineState,
-    LegOp, Port, Request, engine_complete_op_locked, engine_submit_locked, engine_take_op_locked,
+    OP_FLUSH, PAGE_BYTES, REQUEST_BYTES_MAX, REQUEST_DURABLE, REQUEST_FLUSH, REQUEST_READ, REQUEST_WRITE, Engine,
+    EngineState, LegOp, Port, Request, engine_complete_op_locked, engine_submit_locked, engine_take_op_locked,
     engine_take_replies_locked, engine_unlock, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t,
     pthread_mutex_unlock,
 )
@@ -88,7 +88,8 @@ include "plane/workers.pxi"
 cdef class Plane:
     """The workers of one mount; see ``_plane.pyi``."""
 
-    cdef ThreadBackend backend
+    cdef Engine engine
+    cdef ThreadBackend legs
     cdef PlaneState *state
     cdef Worker *workers
     cdef list fds
@@ -96,18 +97,19 @@ cdef class Plane:
     cdef int stop_fd
     cdef bint closed
 
-    def __cinit__(self, ThreadBackend backend not None, int fuse_fd, int pyfuse3_fd, int done_fd, *, int workers,
-                  bint ring):
+    def __cinit__(self, Engine engine not None, ThreadBackend legs, int fuse_fd, int pyfuse3_fd, int done_fd, *,
+                  int workers, bint ring, **others):
         cdef int i
-        self.backend = backend
+        self.engine = engine
+        self.legs = legs
         self.fds = []
         self.stop_fd = -1
         self.state = <PlaneState *> calloc(1, sizeof(PlaneState))
         self.workers = <Worker *> calloc(workers, sizeof(Worker))
         if self.state == NULL or self.workers == NULL:
             raise MemoryError
-        self.state.e = backend.engine.e
-        self.state.pool = backend.pool
+        self.state.e = engine.e
+        self.state.pool = legs.pool if legs is not None else NULL
         self.state.pyfuse3_fd = pyfuse3_fd
         self.state.done_fd = done_fd
         pthread_mutex_init(&self.state.mutex, NULL)
@@ -121,9 +123,10 @@ cdef class Plane:
             self.workers[i].stop_fd = self.stop_fd
             self.workers[i].ring.fd = -1
             self.workers[i].has_ring = ring
+            self.workers[i].backwards = i % 2 != 0
         self.state.running = workers
         raidfs_wake_signal()
-        backend.engine.plane = self      # whoever leaves the engine may call us as long as it is there
+        engine.plane = self      # whoever leaves the engine may call us as long as it is there
         with nogil:
             pthread_mutex_lock(&self.state.e.mutex)
             self.state.e.plane_context = self.state
@@ -222,3 +225,6 @@ def _cloned(int fuse_fd):
         os.close(fd)
         return fuse_fd
     return fd
+
+
+include "plane/null.pxi"

@@ -23,7 +23,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 
 from raidfs._backend_threads import ThreadBackend
-from raidfs._core import LegState
+from raidfs._core import Engine, LegState
 from raidfs.array.array import Array
 from raidfs.array.assemble import Assembly, assemble
 from raidfs.array.head import Candidate
@@ -91,8 +91,13 @@ class Node:
         self._watched: set[int] = set()
         self._nursery: Nursery | None = None
 
-    def native_legs(self) -> ThreadBackend | None:
-        """Return who carries out leg operations, for the native plane; None when they are not files of this host."""
+    @property
+    def engine(self) -> Engine:
+        """The array's engine, which the native plane feeds."""
+        return self.array.port.engine
+
+    def leg_threads(self) -> ThreadBackend | None:
+        """Return the pool with the legs' descriptors; None when the native plane must leave leg operations alone."""
         backend = self.devices.backend
         return backend.threads if isinstance(backend, ThreadedLegs) else None
 

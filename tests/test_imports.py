@@ -32,7 +32,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "array": BASE | {"runtime", "format", "_core"},
     "cluster": BASE | {"runtime", "format", "lock"},
     "node": BASE | {"runtime", "format", "lock", "control", "array", "cluster", "_core", "_backend_threads"},
-    "mount": BASE | {"runtime", "control", "node", "_backend_threads", "_backend_uring", "_plane"},
+    "mount": BASE | {"runtime", "control", "node", "_core", "_backend_threads", "_backend_uring", "_plane"},
     "cli": BASE | {"runtime", "format", "lock", "control", "array", "node", "mount"},
     "sim": BASE | {"runtime", "format", "lock", "control", "array", "cluster", "_core", "node"},
     "__main__": frozenset({"cli"}),

@@ -13,6 +13,7 @@ import trio
 
 from raidfs._backend_threads import ThreadBackend
 from raidfs._backend_uring import why_not as why_no_uring
+from raidfs._core import Engine
 from raidfs._plane import Plane as NativeWorkers
 from raidfs.mount import wire
 from raidfs.mount.options import Plane
@@ -56,10 +57,10 @@ class ServingPlane(Protocol):
 def open_plane(wanted: Plane, fuse_fd: int, node: ServedNode) -> ServingPlane:
     """Return the plane that ``wanted`` names, or the portable one and a line in the log that says why."""
     if wanted == "native":
-        legs = node.native_legs()
-        if legs is not None:
-            return NativePlane(fuse_fd, legs)
-        log.warning("the native plane cannot serve legs that are not files of this host; pyfuse3 serves the data")
+        engine = node.engine
+        if engine is not None:
+            return NativePlane(fuse_fd, engine, node.leg_threads())
+        log.warning("there is no engine behind this volume that the native plane could feed; pyfuse3 serves the data")
     return Relay(fuse_fd, node.volume)
 
 
@@ -67,25 +68,27 @@ class NativePlane:
     """`ServingPlane` in native code; requests that are not about data go to pyfuse3 and their answers come back here.
 
     ``fuse_fd`` is the mounted ``/dev/fuse``; it is owned from now on. ``legs`` carries out what control asks of the
-    legs, and what the workers leave to it.
+    legs, and what the workers leave to it; None leaves all of that to a backend of its own (``--fault``).
     """
 
     name: Plane = "native"
 
-    def __init__(self, fuse_fd: int, legs: ThreadBackend) -> None:
+    def __init__(self, fuse_fd: int, engine: Engine, legs: ThreadBackend | None) -> None:
         self._fuse_fd = fuse_fd
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._ours = trio.socket.from_stdlib_socket(ours)
         self._pyfuse3_fd = theirs.detach()
         self._done_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         count = min(max(os.cpu_count() or 1, WORKERS_MIN), WORKERS_MAX)
-        self._workers = NativeWorkers(
-            legs, fuse_fd, self._ours.fileno(), self._done_fd, workers=count, ring=_wants_ring(legs)
-        )
+        self._workers = self._make_workers(engine, legs, count)
         self._threads = [
             threading.Thread(target=self._workers.work, args=(number,), name=f"plane-{number}", daemon=True)
             for number in range(count)
         ]
+
+    def _make_workers(self, engine: Engine, legs: ThreadBackend | None, count: int) -> NativeWorkers:
+        fds = self._fuse_fd, self._ours.fileno(), self._done_fd
+        return NativeWorkers(engine, legs, *fds, workers=count, ring=_wants_ring(legs))
 
     def hand_over(self) -> int:
         """See `ServingPlane.hand_over`."""
@@ -145,9 +148,9 @@ def _ignore_lost_callers(number: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
-def _wants_ring(legs: ThreadBackend) -> bool:
+def _wants_ring(legs: ThreadBackend | None) -> bool:
     """Tell whether workers shall have rings: there are legs that wait for a device, and io_uring is to be had."""
-    if legs.in_memory():
+    if legs is None or legs.in_memory():
         return False
     reason = why_no_uring()
     if reason is None:

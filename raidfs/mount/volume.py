@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from raidfs._backend_threads import ThreadBackend
+from raidfs._core import Engine
 from raidfs.control.schema import NodeStatus
 
 
@@ -46,8 +47,12 @@ class ServedNode(Protocol):
     def uuid(self) -> str:
         """The array's UUID, printed as mdadm does (``xxxxxxxx:xxxxxxxx:xxxxxxxx:xxxxxxxx``)."""
 
-    def native_legs(self) -> ThreadBackend | None:
-        """Return who carries out leg operations, for the native plane; None when nothing but `volume` may be used."""
+    @property
+    def engine(self) -> Engine | None:
+        """The array's engine, for the native plane; None when there is nothing but `volume`."""
+
+    def leg_threads(self) -> ThreadBackend | None:
+        """Return the pool with the legs' descriptors; None when the native plane must leave leg operations alone."""
 
     def status(self) -> NodeStatus:
         """Return everything that ``raidfs status`` tells, of this moment, without waiting.

@@ -32,6 +32,7 @@ cdef struct Worker:
     int fd
     int stop_fd
     bint over                        # no more requests will come
+    bint backwards                   # last leg first: two workers do not wait for one another's write to a file
     SlotList slots
     Slot *batch                      # read, and not handed in yet; oldest first
     Slot *batch_tail
@@ -45,7 +46,7 @@ cdef struct Worker:
 
 cdef struct PlaneState:
     EngineState *e
-    Pool *pool
+    Pool *pool                       # the legs' descriptors; NULL when operations are left to another backend
     Port port
     int pyfuse3_fd
     int done_fd                      # eventfd: everything has been answered and no worker runs
@@ -54,6 +55,9 @@ cdef struct PlaneState:
     int64_t delivering               # foreign threads that write answers
     int64_t running                  # workers
     bint abandoned                   # nobody is there for answers any more
+    unsigned char *null_legs         # see null.pxi
+    uint64_t null_bytes
+    uint32_t null_count
     pthread_mutex_t mutex            # of what follows; never held together with the engine's
     Passed *passed
     SlotList spare                   # slots that foreign threads have answered
@@ -112,6 +116,7 @@ cdef void turn(Worker *worker) noexcept nogil:
     cdef uint32_t memory
     cdef uint32_t taken
     cdef uint32_t i
+    cdef uint32_t n
     cdef Slot *slot
     cdef Request *replies
     while worker.batch != NULL or worker.ended_count:
@@ -124,7 +129,7 @@ cdef void turn(Worker *worker) noexcept nogil:
             slot = worker.batch
             worker.batch = slot.next
             engine_submit_locked(e, &slot.r)
-        memory = plane.pool.memory
+        memory = plane.pool.memory if plane.pool != NULL else 0
         while taken < TAKEN_MAX and may_take(worker, e.ops_head, memory, taken):
             ops[taken] = engine_take_op_locked(e)
             fds[taken] = plane.pool.fds[ops[taken].leg]
@@ -133,7 +138,8 @@ cdef void turn(Worker *worker) noexcept nogil:
         replies = engine_take_replies_locked(&plane.port)
         engine_unlock(e)
         deliver_chain(plane, replies, &worker.slots)
-        for i in range(taken):
+        for n in range(taken):
+            i = taken - 1 - n if worker.backwards else n
             if memory & (<uint32_t> 1 << ops[i].leg) or fds[i] < 0 or ring_push_op(&worker.ring, fds[i], ops[i]) != 0:
                 ended(worker, ops[i], carry_out(fds[i], ops[i]))
             else:
@@ -245,13 +251,15 @@ cdef void worker_run(Worker *worker) noexcept nogil:
     worker.thread = pthread_self()
     worker.life = RUNS
     pthread_mutex_unlock(&plane.mutex)
-    if worker.has_ring and ring_open(&worker.ring, RING_ENTRIES) < 0:
+    if plane.null_bytes:
+        work_null(worker)
+    elif worker.has_ring and ring_open(&worker.ring, RING_ENTRIES) < 0:
         worker.has_ring = False
         fcntl(worker.fd, F_SETFL, O_RDWR)
     if worker.has_ring:
         work_ring(worker)
         ring_close(&worker.ring)
-    else:
+    elif not plane.null_bytes:
         work_blocking(worker)
     pthread_mutex_lock(&plane.mutex)
     worker.life = ENDED

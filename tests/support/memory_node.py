@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Callable
 import trio
 
 from raidfs._backend_threads import ThreadBackend
+from raidfs._core import Engine
 from raidfs.control.schema import (
     ArrayStatus,
     BitmapStatus,
@@ -142,7 +143,11 @@ class MemoryNode:
         self.uuid = UUID
         self._status = sample_status(size_bytes=volume.size_bytes, read_only=read_only, name=volume.name)
 
-    def native_legs(self) -> ThreadBackend | None:
+    @property
+    def engine(self) -> Engine | None:
+        return None
+
+    def leg_threads(self) -> ThreadBackend | None:
         return None
 
     def status(self) -> NodeStatus:
