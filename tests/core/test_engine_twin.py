@@ -16,6 +16,7 @@ DATA_OFFSET = 64 * 1024
 SLOT_OFFSET = 8192
 REGION = 1024 * 1024  # of the engine's range buckets
 SIZE = REGION + 20 * 1024  # of the array; requests meet at its start and where two regions do
+ODD = REGION + 8192  # legs may differ here without a bit, which only a repair finds
 
 
 class Pair:
@@ -39,6 +40,12 @@ class Pair:
         image = bytearray(DATA_OFFSET + SIZE)
         image[SLOT_OFFSET : SLOT_OFFSET + PAGE] = bitmap
         self.legs = SimulatedLegs(self.engine, [bytearray(image) for _ in range(legs)])
+        for leg, own in enumerate(self.legs.images):
+            own[DATA_OFFSET + ODD] = leg
+            for chunk_number in {bit for bit in dirty if bit < self.twin.chunks}:
+                start = DATA_OFFSET + chunk_number * chunk
+                own[start : start + 2048] = bytes([100 + leg]) * 2048
+        self.dirty = dirty
         self.matched: dict[int, TwinOp] = {}
         self.answered: set[int] = set()
         self.chunk = chunk
@@ -140,6 +147,8 @@ class Pair:
         self.sync(SyncAction.HEAL, 0, SIZE, 0)
         self.quiet(True)
         assert not self.twin.failed_events
+        for bit in self.dirty:  # a chunk that is ended in part is not ended
+            self.mark("end", 0, min(bit * self.chunk + 512, SIZE))
         self.mark("end", 0, SIZE)
         assert not any(self.engine.counters()[chunk] & (NEEDED | RESYNC) for chunk in range(self.twin.chunks))
         for leg, state in enumerate(self.twin.states):
@@ -285,7 +294,7 @@ def run(pair: Pair, steps: list[tuple[object, ...]]) -> None:
                 pair.abort()
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     legs=st.integers(1, 3),
     block=st.sampled_from([512, 4096]),
@@ -313,7 +322,7 @@ def test_engine_and_twin_ask_and_answer_the_same(
     pair.quiet(recorded)
     assert not pair.engine.statistics()["waiting"]
     good = sorted(pair.twin.in_sync)
-    clean = [c for c in range(pair.twin.chunks) if not pair.twin.counter(c)]
+    clean = [c for c in range(pair.twin.chunks) if not pair.twin.counter(c) and c != ODD // chunk]
     for chunk_number in clean:
         part = slice(
             DATA_OFFSET + chunk_number * chunk, min(DATA_OFFSET + (chunk_number + 1) * chunk, DATA_OFFSET + SIZE)
@@ -322,6 +331,8 @@ def test_engine_and_twin_ask_and_answer_the_same(
     for _ in range(legs):
         pair.join(0, guided)
     pair.heal()
+    pair.sync(SyncAction.REPAIR, 0, SIZE, 0)
+    pair.quiet(True)
     assert len({bytes(pair.legs.images[leg][DATA_OFFSET:]) for leg in pair.twin.in_sync}) == 1
 
 
@@ -331,6 +342,8 @@ def test_without_errors_the_array_holds_what_was_written_in_order_and_three_swee
     steps: list[tuple[object, ...]], block: int
 ) -> None:
     pair = Pair(2, block, 4096, [])
+    for image in pair.legs.images:
+        image[DATA_OFFSET + ODD] = 0
     model = bytearray(SIZE)
     for number, step in enumerate(steps):
         match step:

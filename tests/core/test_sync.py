@@ -215,6 +215,15 @@ def test_when_the_source_fails_while_a_block_is_read_nothing_is_copied() -> None
     assert s.result(tag) == -errno.EAGAIN
 
 
+def test_when_another_leg_fails_while_a_block_is_read_nothing_is_copied_before_that_is_recorded() -> None:
+    s = SteppedEngine(dirty=(0, 1), legs=3)
+    tag = s.engine.submit_sync(HEAL, 0, CHUNK)
+    s.engine.block_leg(2)
+    s.complete(s.pending(OpKind.READ))
+    assert not s.data_writes()
+    assert s.result(tag) == -errno.EAGAIN
+
+
 def test_no_block_starts_while_a_failure_is_not_recorded() -> None:
     s = SteppedEngine(legs=3, dirty=(0,))
     s.engine.block_leg(2)
