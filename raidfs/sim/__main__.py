@@ -11,7 +11,8 @@ from raidfs.errors import EXIT_FAILED
 from raidfs.sim.campaign import Failure, Result, planted_mistake, run_campaign, seeds_of, shrunk
 from raidfs.sim.checkers import RULES
 from raidfs.sim.cluster import Outcome, simulate
-from raidfs.sim.plan import MACHINES_MAX, Life, Op, OpKind, Plan, make_plan
+from raidfs.sim.draw import make_plan
+from raidfs.sim.plan import MACHINES_MAX, OF_A_DISK, Life, Op, OpKind, Plan
 from raidfs.sim.planted import PLANTED
 
 
@@ -115,7 +116,8 @@ def _print_shrunk(failure: Failure, args: argparse.Namespace) -> None:
 def plan_text(plan: Plan) -> str:
     """Return a plan for people."""
     lines = [
-        f"plan: schedule {plan.schedule_seed}, {plan.legs} legs, "
+        f"plan: schedule {plan.schedule_seed}, {plan.legs} legs, {plan.spares} spares, {plan.fresh} new disks, "
+        f"windows of {plan.window_chunks} chunks, {plan.healers} healers, "
         + ("even picking" if not plan.pct_depth else f"PCT of depth {plan.pct_depth}")
         + ("" if plan.clean else ", not clean")
         + (f", power loss at {plan.power_loss_s:.3f} s" if plan.power_loss_s is not None else "")
@@ -141,8 +143,10 @@ def _faults_text(life: Life) -> str:
 def _op_text(op: Op) -> str:
     if op.kind in (OpKind.READ, OpKind.WRITE, OpKind.WRITE_DURABLE):
         return f"{op.kind.value} {op.sector}+{op.sectors}"
-    if op.kind is OpKind.FAIL:
-        return f"fail disk{op.leg}"
+    if op.kind in OF_A_DISK:
+        return f"{op.kind.value} disk{op.leg}"
+    if op.kind is OpKind.RAID_DEVICES:
+        return f"{op.kind.value} {op.count}"
     rest = f" {op.rest_s} s" if op.rest_s else ""
     give_up = f" for at most {op.give_up_s} s" if op.give_up_s is not None else ""
     return f"{op.kind.value}{rest}{give_up}"

@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from raidfs.sim.cluster import Outcome, simulate
-from raidfs.sim.plan import Plan, make_plan
+from raidfs.sim.draw import make_plan
+from raidfs.sim.plan import Plan
 from raidfs.sim.planted import PLANTED
 from raidfs.sim.shrink import shrink
 

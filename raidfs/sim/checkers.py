@@ -7,7 +7,7 @@ little as can be of how the code keeps the promises.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from raidfs._core import LegState, OpKind
@@ -15,10 +15,11 @@ from raidfs.cluster.channel import Channel, State
 from raidfs.errors import LockProtocolError, RaidfsError
 from raidfs.format.bitmap import SUPER_BYTES as BITMAP_SUPER_BYTES
 from raidfs.format.geometry import ArrayLayout
-from raidfs.format.superblock import ROLE_FAULTY, SUPER_BYTES, SUPER_OFFSET_BYTES, Superblock
+from raidfs.format.superblock import SUPER_BYTES, SUPER_OFFSET_BYTES, Superblock
 from raidfs.lock import machine as lock_machine
 from raidfs.lock.api import Mode
 from raidfs.node import Node
+from raidfs.sim.disk_view import DiskView
 from raidfs.sim.disks import SimDisk
 from raidfs.sim.host import SimHost
 from raidfs.sim.stepper import Group
@@ -37,6 +38,15 @@ RULES = {
     "sector-whole": "a sector is never a mixture of two writes",
     "legs-acknowledged": "every leg in sync holds what was acknowledged (P1)",
     "legs-equal": "legs in sync are equal in chunks whose bits are clear in every slot",
+    "read-atomic": "reads of what dead writers left do not go back, once the reader knows of the deaths (P3)",
+    "one-syncer": "legs are copied, and called in sync, by the holder of resync alone",
+    "sync-in-window": "legs are copied inside a window that all have acknowledged",
+    "window-quiet": "nobody else writes in a window, nor is still writing there when all have acknowledged it",
+    "in-sync-copied": "a leg that becomes in sync has everything, durably, but for chunks with bits on it",
+    "recovery-offset": "below the recovery offset on disk a leg has everything, durably, but for chunks with bits",
+    "slots-on-leg": "a leg that becomes in sync has the slots of all nodes (W13)",
+    "cleared-when-equal": "the last bit of a chunk is cleared only when all legs in sync agree, durably",
+    "healed": "with time the array heals: no bits, equal legs, every position filled that a disk is there for",
     "applied-before-acked": "when a metadata update returns, every member has applied it",
     "same-view": "when nothing has happened for a while, all nodes have the metadata that is on the disks",
     "refusals-told": "who sends a message that a member refuses is told so",
@@ -66,6 +76,8 @@ class MetadataChecker:
 
     def _look(self, disk: SimDisk) -> None:
         data = bytes(disk.content[SUPER_OFFSET_BYTES : SUPER_OFFSET_BYTES + SUPER_BYTES])
+        if disk not in self.superblocks and not any(data):
+            return  # a disk that belongs to no array yet
         try:
             superblock = Superblock.decode(data, path=disk.name)
         except RaidfsError as e:
@@ -80,17 +92,27 @@ class MetadataChecker:
 
 
 class DataChecker:
-    """Looks at each data write as it is submitted: bit-before-data, resync-offset."""
+    """Looks at each data write of users as it is submitted: bit-before-data, resync-offset.
 
-    def __init__(self, layout: ArrayLayout, metadata: MetadataChecker, report: Report) -> None:
+    ``is_copy(disk, offset, data)`` tells what a sync writes: it changes nothing that a bit would have to tell.
+    """
+
+    def __init__(
+        self,
+        layout: ArrayLayout,
+        metadata: MetadataChecker,
+        is_copy: Callable[[SimDisk, int, bytes], bool],
+        report: Report,
+    ) -> None:
         self._layout = layout
         self._metadata = metadata
+        self._is_copy = is_copy
         self._report = report
 
     def on_op(self, host: SimHost, disk: SimDisk, kind: OpKind, offset: int, data: bytes | None) -> None:
         """See `raidfs.sim.host.OpWatcher`."""
         layout = self._layout
-        if data is None or offset < layout.data_offset_bytes:
+        if data is None or offset < layout.data_offset_bytes or self._is_copy(disk, offset, data):
             return
         start = offset - layout.data_offset_bytes
         assert host.port is not None
@@ -204,7 +226,8 @@ class LockChecker:
     """A lock machine that is watched: lock-modes, lock-protocol, write-of-a-stranger.
 
     ``note`` hears of each event before it is carried out, ``on_value(client, resource, mode, value)`` of each value
-    block that is written; `landed` is to be told of each write that takes place.
+    block that is written, ``on_granted(client, resource, mode)`` of each grant; `landed` is to be told of each write
+    that takes place.
     """
 
     def __init__(self, inner: LockStepper, report: Report, note: Callable[[lock_machine.Event], None]) -> None:
@@ -216,6 +239,7 @@ class LockChecker:
         self._gone: set[str] = set()  # clients whose locks are free
         self._modes: dict[str, dict[tuple[int, int], Mode]] = {}
         self.on_value: Callable[[str, str, Mode, bytes], None] = lambda client, resource, mode, value: None
+        self.on_granted: Callable[[str, str, Mode], None] = lambda client, resource, mode: None
 
     def step(self, event: lock_machine.Event, now: float) -> list[lock_machine.Action]:
         """See `raidfs.lock.machine.LockMachine.step`."""
@@ -286,6 +310,7 @@ class LockChecker:
         resource = self._resources[key]
         modes = self._modes.setdefault(resource, {})
         modes[key] = action.mode
+        self.on_granted(self._clients[action.member], resource, action.mode)
         beside = _BESIDE[action.mode].split()
         for other, mode in modes.items():
             if other != key and mode.name not in beside:
@@ -306,15 +331,19 @@ class Written:
     start: int
     end: float = float("inf")
     durable: bool = False
+    run: str = ""
 
 
 class RegisterChecker:
-    """Sectors as regular registers: register, sector-whole. Each sector's writer is one machine.
+    """Sectors as regular registers: register, sector-whole, read-atomic. Each sector's writer is one machine.
 
     A write is allowed to be seen by a read if it began before the read ended, unless another write that came after it
     was acknowledged before the read began. A write comes after another if it began after that one's end, or after its
     start on the same machine (a node orders its own overlapping writes; a machine's next run begins after the
     last one's writes have landed). Power loss makes everything that was not flushed possible but not certain.
+
+    A read whose only doubt is what runs that are over left half done, of whose end the reader knows, must not go back
+    behind what another such read has returned. When a leg fails (`upset`) it may: what was on that leg alone is lost.
     """
 
     def __init__(self, sectors: int, report: Report) -> None:
@@ -322,12 +351,37 @@ class RegisterChecker:
         self._report = report
         self._clock = 0
         self._values = 0
+        self._over: dict[str, int] = {}  # runs of nodes whose writes have all landed or never will: since when
+        self._unknown: dict[str, dict[str, int]] = {}  # by reader: the runs of whose end it has not heard; their slots
+        self._seen: dict[int, tuple[Written, int]] = {}  # by sector: what a quiet read returned, and when
 
-    def begin_write(self, machine: int, sector: int, sectors: int) -> tuple[list[Written], bytes]:
+    # ---- runs of nodes ---------------------------------------------------------------------------------------------
+
+    def ends(self, run: str, slot: int, readers: Iterable[str]) -> None:
+        """A run dies or begins to leave; ``readers`` serve now and know nothing of that yet."""
+        for reader in readers:
+            self._unknown.setdefault(reader, {})[run] = slot
+
+    def over(self, run: str) -> None:
+        """Nothing of a run takes place any more."""
+        self._over.setdefault(run, self._tick())
+
+    def knows(self, reader: str, slot: int) -> None:
+        """A reader begins to handle the end of whoever had a slot."""
+        runs = self._unknown.get(reader, {})
+        self._unknown[reader] = {run: its for run, its in runs.items() if its != slot}
+
+    def upset(self) -> None:
+        """What was on some leg only may be gone."""
+        self._seen.clear()
+
+    # ---- requests --------------------------------------------------------------------------------------------------
+
+    def begin_write(self, machine: int, sector: int, sectors: int, run: str = "") -> tuple[list[Written], bytes]:
         """A write begins; return its handle and the bytes to write."""
         self._values += 1
         now = self._tick()
-        written = [Written(self._values, machine, now) for _ in range(sectors)]
+        written = [Written(self._values, machine, now, run=run) for _ in range(sectors)]
         for number, entry in enumerate(written):
             self._history[sector + number].append(entry)
         return written, sector_bytes(self._values) * sectors
@@ -343,13 +397,14 @@ class RegisterChecker:
         """A flush begins; return what it will make durable."""
         return [w for history in self._history for w in history if w.machine == machine and w.end != float("inf")]
 
-    def end_flush(self, written: list[Written]) -> None:
+    def end_flush(self, flushed: list[Written]) -> None:
         """A flush was acknowledged."""
-        for entry in written:
+        for entry in flushed:
             entry.durable = True
 
     def power_loss(self) -> None:
         """All storage lost its power and all nodes died."""
+        self.upset()
         for history in self._history:
             for entry in history:
                 if not entry.durable:
@@ -372,15 +427,31 @@ class RegisterChecker:
             allowed = self._allowed(at, start, now)
             if value not in allowed:
                 self._report(rule, f"{who}: sector {at} has write {value}; allowed are {sorted(allowed)}")
+            elif len(allowed) > 1 and rule == "register":
+                self._not_back(at, start, now, allowed[value], list(allowed.values()), who)
 
-    def _allowed(self, sector: int, start: int, end: int) -> set[int]:
+    def _allowed(self, sector: int, start: int, end: int) -> dict[int, Written]:
         history = self._history[sector]
         acknowledged = [entry for entry in history if entry.end <= start]
         return {
-            entry.value
+            entry.value: entry
             for entry in history
             if entry.start < end and not any(_comes_after(later, entry) for later in acknowledged)
         }
+
+    def _not_back(self, sector: int, start: int, now: int, entry: Written, allowed: list[Written], who: str) -> None:
+        unknown = self._unknown.get(who, {})
+        for other in allowed:
+            is_left = self._over.get(other.run, now) < start and other.run not in unknown
+            if other.end > start and not is_left:
+                return  # in flight, for all that this reader knows
+        seen, at = self._seen.get(sector, (entry, now))
+        if seen.start > entry.start and at < start:
+            self._report(
+                "read-atomic", f"{who}: sector {sector} has write {entry.value} after {seen.value} had been read"
+            )
+        if seen.start <= entry.start:
+            self._seen[sector] = (entry, now)
 
     def _tick(self) -> int:
         self._clock += 1
@@ -396,26 +467,34 @@ def _comes_after(later: Written, earlier: Written) -> bool:
     return later.start > earlier.end or (later.machine == earlier.machine and later.start > earlier.start)
 
 
-def good_disks(metadata: MetadataChecker, disks: tuple[SimDisk, ...]) -> list[SimDisk]:
-    """Return the disks that the freshest superblock calls in sync."""
-    freshest = max(metadata.superblocks.values(), key=lambda superblock: superblock.events)
-    return [disk for number, disk in enumerate(disks) if freshest.role_of(number) != ROLE_FAULTY]
+def check_legs(view: DiskView, register: RegisterChecker, report: Report) -> None:
+    """When nobody runs: legs-acknowledged and legs-equal, over the legs in sync.
 
-
-def check_legs(disks: list[SimDisk], layout: ArrayLayout, register: RegisterChecker, report: Report) -> None:
-    """When nobody runs: legs-acknowledged and legs-equal, over the legs in sync."""
-    dirty: set[int] = set()
-    for disk in disks:
-        for slot in range(layout.nodes):
-            bits = layout.slot_offset_bytes(slot) + BITMAP_SUPER_BYTES
-            dirty |= {chunk for chunk in range(layout.bits) if disk.content[bits + chunk // 8] >> chunk % 8 & 1}
+    Any of them may be the one whose bitmaps are believed next.
+    """
+    disks = view.in_sync()
+    layout = view.layout
     for disk in disks:
         data = bytes(disk.content[layout.data_offset_bytes : layout.end_bytes])
         register.end_read(register.begin_read(), 0, data, disk.name, rule="legs-acknowledged")
+        dirty = view.dirty(disk)
         for chunk in range(layout.bits):
-            start = layout.data_offset_bytes + chunk * layout.chunk_bytes
-            end = start + layout.chunk_bytes
-            if chunk not in dirty and disk.content[start:end] != disks[0].content[start:end]:
-                report(
-                    "legs-equal", f"chunk {chunk} of {disk.name} is not that of {disks[0].name}, and its bit is clear"
-                )
+            where = view.chunk(chunk)
+            for other in disks:
+                if not dirty >> chunk & 1 and disk.content[where] != other.content[where]:
+                    report(
+                        "legs-equal", f"chunk {chunk} of {disk.name} is not that of {other.name}, and its bit is clear"
+                    )
+
+
+def check_healed(view: DiskView, report: Report) -> None:
+    """When nobody runs, and the last nodes had time: healed."""
+    disks = view.in_sync()
+    freshest = view.freshest
+    if len(disks) < min(freshest.raid_disks, len(disks) + len(view.usable_spares())):
+        report("healed", f"{len(disks)} of {freshest.raid_disks} legs are in sync, and there are disks for more")
+    if len(disks) < freshest.raid_disks:
+        return  # the bits stay, for the leg that comes back
+    for disk in disks:
+        if view.dirty(disk):
+            report("healed", f"{disk.name} has bits {view.dirty(disk):b} still")

@@ -10,8 +10,21 @@ from collections import Counter
 from collections.abc import Iterator
 from random import Random
 
+from raidfs._core import OpKind as DiskOpKind
 from raidfs.cluster.messages import Message, MessageType
-from raidfs.errors import LastLeg, MessageRefused, NoSuchLeg, RaidfsError, RuleBroken, SimulationFailed
+from raidfs.errors import (
+    CannotFollow,
+    ImageError,
+    LegInUseElsewhere,
+    LockError,
+    MessageNotAcknowledged,
+    MessageRefused,
+    MetadataLost,
+    NodeFenced,
+    RaidfsError,
+    RuleBroken,
+    SimulationFailed,
+)
 from raidfs.lock.machine import Event
 from raidfs.node import Node, open_node
 from raidfs.node_options import NodeOptions
@@ -23,18 +36,20 @@ from raidfs.sim.checkers import (
     RegisterChecker,
     SlotChecker,
     check_legs,
-    good_disks,
 )
+from raidfs.sim.disk_view import DiskView
 from raidfs.sim.disks import SimDisk
 from raidfs.sim.host import SimHost, SimStorage
 from raidfs.sim.layout import format_disks, sim_layout
+from raidfs.sim.leg_checker import LegChecker
 from raidfs.sim.locks import SimulatedLocks
 from raidfs.sim.message_checker import MessageChecker
-from raidfs.sim.plan import CHUNKS, SECTORS, UPDATES, Fault, FaultKind, Life, Op, OpKind, Plan
+from raidfs.sim.plan import CHUNKS, MANAGEMENT, OF_A_DISK, SECTORS, UPDATES, Fault, FaultKind, Life, Op, OpKind, Plan
 from raidfs.sim.policies import PctPolicy, RandomPolicy
 from raidfs.sim.runtime import SimRuntime
 from raidfs.sim.scopes import SimCancelScope
-from raidfs.sim.stepper import Stepper, Task, Timer, waits_text
+from raidfs.sim.stepper import Group, Stepper, Task, Timer, waits_text
+from raidfs.sim.sync_checker import SyncChecker
 from raidfs.sim.trace import Trace
 from raidfs.sim.view_checker import ViewChecker
 from raidfs.units import SECTOR_BYTES
@@ -42,6 +57,7 @@ from raidfs.units import SECTOR_BYTES
 STALL_S = 300.0  # far beyond every timeout of the code and every pause of a plan
 FENCE_S = 1.0  # from a death to the moment when nothing of the dead machine takes place any more
 PCT_STEPS = 3000  # how long a schedule is expected to be
+HEAL_LOOK_S = 0.5  # how often a user looks whether the array has healed
 MESSAGE_DELAY_CHANCE = 0.2
 MESSAGE_DELAY_S_MAX = 0.002
 UNKNOWN_TYPE = 77  # of a message from the future
@@ -71,6 +87,7 @@ class Run:
         self.stop_scope: SimCancelScope | None = None  # of the users' tasks, while there are any
         self.lost = False  # its lock manager: requests fail
         self.rests: list[SimCancelScope] = []  # of the users that rest now
+        self.joined = False
         self.ended = False
 
 
@@ -94,12 +111,15 @@ class Cluster:
         self.storage = self._make_storage()
         self.locks = SimulatedLocks(self.runtime, delay_s=self._message_delay_s)
         self.metadata = MetadataChecker(self.storage.disks, self.report)
-        self.data = DataChecker(self.layout, self.metadata, self.report)
+        self.view = DiskView(self.layout, self.metadata.superblocks)
         self.slots = SlotChecker(self.report)
         self.channels = ChannelChecker(self.report)
         self.register = RegisterChecker(SECTORS, self.report)
         self.lock_checker = LockChecker(self.locks._machine, self.report, self._count_message)
         self.locks._machine = self.lock_checker  # type: ignore[assignment]
+        self.syncs = SyncChecker(self.view, self.storage.disks, self.lock_checker, self.report, self._count_copied)
+        self.legs = LegChecker(self.view, self.storage.disks, self.syncs.syncs, self.report)
+        self.data = DataChecker(self.layout, self.metadata, self.syncs.is_copy, self.report)
         self.messages = MessageChecker(self.lock_checker, self.report, self._count_published)
         self.views = ViewChecker(
             self.stepper,
@@ -112,6 +132,7 @@ class Cluster:
             disk.watchers.append(self.lock_checker.landed)
             disk.watchers.append(self.messages.landed)
             disk.watchers.append(self.views.landed)
+            disk.watchers.append(self._leg_landed)
 
     def run(self) -> Outcome:
         """Carry the plan out and return what came of it."""
@@ -143,9 +164,9 @@ class Cluster:
         plan = self.plan
         disks = [
             SimDisk(f"disk{n}", self.layout.end_bytes, self.stepper, self.world, self._rng, self.trace)
-            for n in range(plan.legs)
+            for n in range(plan.disks)
         ]
-        format_disks(disks, self.layout, clean=plan.clean)
+        format_disks(disks[: plan.legs + plan.spares], self.layout, legs=plan.legs, clean=plan.clean)
         for number, disk in enumerate(disks):
             disk.fail_write = frozenset(nth for leg, nth in plan.fail_writes if leg == number)
             disk.fail_read = frozenset(nth for leg, nth in plan.fail_reads if leg == number)
@@ -161,7 +182,22 @@ class Cluster:
             self.trace.counts["message"] += 1
 
     def _count_published(self, client: str, message: Message) -> None:
+        self.syncs.published(client, message)
         self.note(client, "published", message.type_name, f"number {message.sequence}")
+
+    def _count_copied(self, name: str, length: int) -> None:
+        self.trace.counts["copied"] += 1
+        self.trace.counts["copied-bytes"] += length
+
+    def _leg_landed(self, disk: SimDisk, owner: Group | None, offset: int, length: int) -> None:
+        before = len(self.legs.in_sync)
+        self.legs.landed(disk, owner, offset, length)
+        if len(self.legs.in_sync) < before:
+            self.register.upset()
+
+    def _on_op(self, host: SimHost, disk: SimDisk, kind: DiskOpKind, offset: int, data: bytes | None) -> None:
+        self.data.on_op(host, disk, kind, offset, data)
+        self.syncs.on_op(host, disk, kind, offset, data)
 
     # ---- driving ---------------------------------------------------------------------------------------------------
 
@@ -173,16 +209,24 @@ class Cluster:
             for machine, lives in enumerate(plan.machines):
                 nursery.start_soon(self._live, machine, lives, name=f"machine {machine}")
         self._check_legs()
-        audit = Life(0.0, ((Op(OpKind.READ, 0, SECTORS), Op(OpKind.READ, 0, SECTORS)),))
-        await self._live(0, (audit,), first=len(plan.machines[0]) if plan.machines else 0)
+        await self._heal()
         await self.runtime.sleep(2 * FENCE_S, what="the last messages")
         self._check_legs()
         statistics = self.locks.statistics()
         if statistics.members or statistics.resources:
             self.report("locks-left", str(statistics))
 
+    async def _heal(self) -> None:
+        """Let the array heal, and read all of it."""
+        read = Op(OpKind.READ, 0, SECTORS)
+        life = Life(0.0, ((Op(OpKind.HEAL), read, read),))
+        async with self.runtime.open_nursery() as nursery:
+            for machine in range(self.plan.healers):
+                before = len(self.plan.machines[machine]) if machine < len(self.plan.machines) else 0
+                nursery.start_soon(self._live, machine, (life,), before, name=f"healer {machine}")
+
     def _check_legs(self) -> None:
-        check_legs(good_disks(self.metadata, self.storage.disks), self.layout, self.register, self.report)
+        check_legs(self.view, self.register, self.report)
 
     def _supervised(self, task: Task, e: BaseException | None) -> None:
         if e is not None:
@@ -196,7 +240,7 @@ class Cluster:
 
     def _start(self, machine: int, number: int, life: Life) -> Run:
         group = self.stepper.group(f"m{machine}.{number}")
-        host = SimHost(group.name, self.stepper, group, self.storage, self.locks, on_op=self.data.on_op)
+        host = SimHost(group.name, self.stepper, group, self.storage, self.locks, on_op=self._on_op)
         run = Run(machine, number, life, host)
         self._runs.append(run)
         group.on_trip = lambda: self._strike(run)
@@ -229,10 +273,10 @@ class Cluster:
         self.note(run.name, "locks-lost")
         self.views.disturbed()
         run.lost = True
+        self._ends(run)
         for scope in run.rests:
             scope.cancel()
         self.slots.left(run.name)
-        self.channels.left(run.name)
         run.host.lose_locks("the simulation took it away")
 
     def _pause(self, run: Run, fault: Fault) -> None:
@@ -251,7 +295,7 @@ class Cluster:
         self.note(run.name, "crash", f"at its step {run.host.group.steps}")
         self.views.disturbed()
         self.stepper.crash(run.host.group)
-        self.channels.left(run.name)
+        self._ends(run)
         run.host.sever()
 
         def fence() -> None:
@@ -271,16 +315,25 @@ class Cluster:
             if not run.host.group.dead:
                 self.note(run.name, "crash", "with its power")
                 self.stepper.crash(run.host.group)
+                self._ends(run)
         for disk in self.storage.disks:
             disk.lose_power()
         self.register.power_loss()
         for run in alive:
             self._fence(run)
 
+    def _ends(self, run: Run) -> None:
+        """A run serves no more: it dies, or begins to leave."""
+        self.channels.left(run.name)
+        self.syncs.left(run.name)
+        if run.host.slot is not None:
+            self.register.ends(run.name, run.host.slot, [other.name for other in self._runs if other.joined])
+
     def _end(self, run: Run) -> None:
         self.views.disturbed()
         self.slots.left(run.name)
         self.channels.left(run.name)
+        self.register.over(run.name)
         run.ended = True
         self._changed.wake_up()
 
@@ -288,14 +341,15 @@ class Cluster:
 
     async def _node(self, run: Run) -> None:
         runtime = SimRuntime(self.stepper, run.host.group)
-        disks = [disk.name for number, disk in enumerate(self.storage.disks) if number != run.life.missing_leg]
-        options = NodeOptions(images=tuple(disks), client_name=run.name, lock="simulated", run=True)
+        options = NodeOptions(images=self._images(run), client_name=run.name, lock="simulated", run=True)
         joining = self._expect(run, "to join")
         async with open_node(runtime, options, run.host) as node:
             joining.cancel()
             slot = node.membership.slot
             assert slot is not None
             run.host.slot = slot
+            run.joined = True
+            self._listen(run, node)
             if not run.lost:
                 self.slots.joined(slot, run.name)
                 self.channels.serves(run.name, node)
@@ -309,22 +363,49 @@ class Cluster:
             run.stop_scope = None
             self.slots.left(run.name)
             self.channels.look()
-            self.channels.left(run.name)
+            self._ends(run)
             self.note(run.name, "leaving")
             leaving = self._expect(run, "to leave")
         leaving.cancel()
+
+    def _listen(self, run: Run, node: Node) -> None:
+        """Have the checker of reads told when the node begins to handle the end of another."""
+        peer_gone = node.mddev.peer_gone
+
+        async def handled(slot: int) -> None:
+            self.register.knows(run.name, slot)
+            await peer_gone(slot)
+
+        node.mddev.peer_gone = handled  # type: ignore[method-assign]
+        for other in self._runs:
+            if other.host.slot is not None and other.host.group.dead and not other.ended:
+                self.register.ends(other.name, other.host.slot, [run.name])
+
+    def _images(self, run: Run) -> tuple[str, ...]:
+        """Return the disks that a machine gives to its node: those it sees that have the array's metadata now."""
+        return tuple(
+            disk.name
+            for number, disk in enumerate(self.storage.disks)
+            if number != run.life.missing_leg and disk in self.metadata.superblocks
+        )
 
     def _node_ended(self, run: Run, e: BaseException | None) -> None:
         if e is None:
             self.note(run.name, "left")
         else:
             self.note(run.name, "failed", *_errors(e))
-            if not ((self.plan.has_disk_errors or run.lost) and _is_expected(e)):
+            if not (_is_expected(e) and (self.plan.has_disk_errors or run.lost or self._may_be_refused(run, e))):
                 self.report("node-error", f"{run.name}: " + "".join(traceback.format_exception(e)))
         # Whatever it left half done is over with its process.
         self.stepper.crash(run.host.group)
         run.host.fence()
         self._end(run)
+
+    def _may_be_refused(self, run: Run, e: BaseException) -> bool:
+        """Tell whether a node may fail to join: it does not see a leg, or one was added after it had looked."""
+        if run.life.missing_leg is None and not self.plan.manages_legs:
+            return False
+        return not run.joined and all(isinstance(leaf, LegInUseElsewhere) for leaf in _leaves(e))
 
     async def _work(self, run: Run, runtime: SimRuntime, node: Node, ops: tuple[Op, ...]) -> None:
         for op in ops:
@@ -348,7 +429,7 @@ class Cluster:
                 if not (
                     self.plan.has_disk_errors
                     or run.lost
-                    or (isinstance(e, LastLeg | NoSuchLeg) and self.plan.fails_legs)
+                    or (op.kind in MANAGEMENT and _is_refusal(e))
                     or (isinstance(e, MessageRefused) and op.kind == OpKind.UNKNOWN)
                 ):
                     self.report("node-error", f"{run.name}: {op.kind.value} returned {e}")
@@ -374,10 +455,10 @@ class Cluster:
                 await node.runtime.sleep(op.rest_s, what="other work under reconfig_mutex")
             finally:
                 node.mddev.reconfig_mutex.unlock()
-        elif op.kind == OpKind.FAIL:
-            await node.mddev.fail(self.storage.disks[op.leg].name)
-            self.note(run.name, "leg-failed", f"disk{op.leg}", f"events {node.array.superblock.events}")
-            self._updated(run)
+        elif op.kind in MANAGEMENT:
+            await self._manage(run, node, op)
+        elif op.kind == OpKind.HEAL:
+            await self._wait_healed(run, node)
         elif op.kind == OpKind.FLUSH:
             flushed = self.register.begin_flush(run.machine)
             await volume.flush()
@@ -386,13 +467,37 @@ class Cluster:
             self._promised()
         else:
             durable = op.kind == OpKind.WRITE_DURABLE
-            written, data = self.register.begin_write(run.machine, op.sector, op.sectors)
+            written, data = self.register.begin_write(run.machine, op.sector, op.sectors, run.name)
             self.note(run.name, "write", op.sector, op.sectors, f"value {written[0].value}")
             await volume.write(offset, data, durable=durable)
             self.note(run.name, "written", op.sector, op.sectors, f"value {written[0].value}")
             self.register.end_write(written, durable=durable)
             if durable:
                 self._promised()
+
+    async def _manage(self, run: Run, node: Node, op: Op) -> None:
+        path = self.storage.disks[op.leg % self.plan.disks].name
+        match op.kind:
+            case OpKind.FAIL:
+                await node.fail(path)
+            case OpKind.REMOVE:
+                await node.remove(path)
+            case OpKind.ADD | OpKind.ADD_SPARE:
+                await node.add(path, spare=op.kind == OpKind.ADD_SPARE, force=False)
+            case OpKind.RE_ADD:
+                await node.re_add(path)
+            case OpKind.RAID_DEVICES:
+                await node.set_raid_devices(op.count)
+            case _:
+                await node.sync_action(op.kind.value)
+        self.note(run.name, "leg-failed" if op.kind == OpKind.FAIL else op.kind.value, path, op.count)
+        if op.kind in OF_A_DISK:
+            self._updated(run)
+
+    async def _wait_healed(self, run: Run, node: Node) -> None:
+        while not run.lost and not _is_healed(node):
+            await node.runtime.sleep(HEAL_LOOK_S, what="the array to heal")
+        self.note(run.name, "healed")
 
     async def _update(self, run: Run, node: Node, op: Op) -> None:
         slot = node.membership.slot
@@ -470,6 +575,18 @@ def _leaves(e: BaseException) -> list[BaseException]:
 
 def _errors(e: BaseException) -> list[str]:
     return [f"{type(leaf).__name__}: {leaf}" for leaf in _leaves(e)]
+
+
+# A node that has refused says why; these say that something has gone wrong between nodes or inside one.
+_NO_REFUSALS = (MessageNotAcknowledged, NodeFenced, CannotFollow, MetadataLost, LockError, ImageError)
+
+
+def _is_refusal(e: BaseException) -> bool:
+    return isinstance(e, RaidfsError) and not isinstance(e, _NO_REFUSALS)
+
+
+def _is_healed(node: Node) -> bool:
+    return node.sync_status().state not in ("running", "remote")
 
 
 def _is_expected(e: BaseException) -> bool:

@@ -8,6 +8,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from raidfs.array.create import max_dev_for, slot_image
 from raidfs.format.geometry import ArrayLayout
 from raidfs.format.superblock import MAX_SECTOR, ROLE_SPARE, SUPER_OFFSET_BYTES, Superblock
@@ -32,13 +34,16 @@ def sim_layout(chunks: int) -> ArrayLayout:
     )
 
 
-def format_disks(disks: list[SimDisk], layout: ArrayLayout, *, clean: bool) -> None:
-    """Put a new array on the disks; one that is ``clean`` has no chunk to resync (``--assume-clean``)."""
-    unused = max_dev_for(len(disks)) - len(disks)
+def format_disks(disks: Sequence[SimDisk], layout: ArrayLayout, *, legs: int, clean: bool) -> None:
+    """Put a new array on the disks: so many legs, the rest are spares.
+
+    One that is ``clean`` has no chunk to resync (``--assume-clean``).
+    """
+    unused = max_dev_for(len(disks)) - legs
     for number, disk in enumerate(disks):
         for slot in range(layout.nodes):
             image = slot_image(layout, slot, set_uuid=SET_UUID, cluster_name=CLUSTER_NAME)
-            if clean:
+            if clean or number >= legs:
                 image = image[:256] + bytes(len(image) - 256)
             disk.put(layout.slot_offset_bytes(slot), image)
         superblock = Superblock(
@@ -46,7 +51,7 @@ def format_disks(disks: list[SimDisk], layout: ArrayLayout, *, clean: bool) -> N
             set_name=b"sim:md0",
             ctime=CREATED_S,
             size_sectors=layout.size_sectors,
-            raid_disks=len(disks),
+            raid_disks=legs,
             dev_number=number,
             device_uuid=bytes([0xD0 + number]) * 16,
             data_offset_sectors=layout.data_offset_sectors,
@@ -54,6 +59,6 @@ def format_disks(disks: list[SimDisk], layout: ArrayLayout, *, clean: bool) -> N
             utime=CREATED_S,
             events=0,
             resync_offset_sectors=MAX_SECTOR if clean else 0,
-            dev_roles=(*range(len(disks)), *[ROLE_SPARE] * unused),
+            dev_roles=(*range(legs), *[ROLE_SPARE] * unused),
         )
         disk.put(SUPER_OFFSET_BYTES, superblock.encode())

@@ -60,6 +60,12 @@ def _smaller(plan: Plan) -> Iterator[Plan]:
         yield replace(plan, fail_reads=_without(plan.fail_reads, number))
     if plan.legs > 2:
         yield replace(plan, legs=plan.legs - 1)
+    if plan.fresh:
+        yield replace(plan, fresh=0)
+    if plan.spares:
+        yield replace(plan, spares=0)
+    if plan.healers > 1:
+        yield replace(plan, healers=1)
     for machine, lives in enumerate(plan.machines):
         for number in range(len(lives)):
             yield replace(plan, machines=_put(plan.machines, machine, _without(lives, number)))
@@ -75,8 +81,12 @@ def _smaller_lives(life: Life) -> Iterator[Life]:
     replace = dataclasses.replace
     for number in range(len(life.faults)):
         yield replace(life, faults=_without(life.faults, number))
-    for number in range(len(life.workers)):
+    for number, ops in enumerate(life.workers):
         yield replace(life, workers=_without(life.workers, number))
+        if len(ops) > 4:
+            half = len(ops) // 2
+            yield replace(life, workers=_put(life.workers, number, ops[:half]))
+            yield replace(life, workers=_put(life.workers, number, ops[half:]))
     for number, ops in enumerate(life.workers):
         for op in range(len(ops)):
             yield replace(life, workers=_put(life.workers, number, _without(ops, op)))

@@ -9,7 +9,8 @@ import pytest
 
 from raidfs.sim.campaign import run_campaign, seeds_of
 from raidfs.sim.cluster import simulate
-from raidfs.sim.plan import Life, Op, OpKind, Plan, make_plan
+from raidfs.sim.draw import make_plan
+from raidfs.sim.plan import Life, Op, OpKind, Plan
 
 
 @pytest.mark.slow

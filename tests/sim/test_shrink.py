@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from raidfs.sim.plan import Op, OpKind, Plan, make_plan
+from raidfs.sim.draw import make_plan
+from raidfs.sim.plan import Op, OpKind, Plan
 from raidfs.sim.shrink import shrink
 
 

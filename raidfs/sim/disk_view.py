@@ -1,0 +1,88 @@
+"""What the disks say of the array: which are in sync, which recover, which bits are set. Read anew from the format.
+
+The array code has the same rules in `raidfs.array.spares`; they are written down here again on purpose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from raidfs.format.bitmap import SUPER_BYTES as BITMAP_SUPER_BYTES
+from raidfs.format.geometry import ArrayLayout
+from raidfs.format.superblock import ROLE_SPARE, Feature, Superblock
+from raidfs.sim.disks import SimDisk
+from raidfs.units import SECTOR_BYTES
+
+EVENTS_BEHIND_MAX = 1  # superblocks are written one after the other
+
+
+class DiskView:
+    """The disks through the superblocks that were last written to them; ``superblocks`` is kept by somebody else."""
+
+    def __init__(self, layout: ArrayLayout, superblocks: Mapping[SimDisk, Superblock]) -> None:
+        self.layout = layout
+        self._superblocks = superblocks
+
+    @property
+    def freshest(self) -> Superblock:
+        """The superblock with the most events."""
+        return max(self._superblocks.values(), key=lambda superblock: superblock.events)
+
+    def in_sync(self) -> list[SimDisk]:
+        """Return the disks that are legs in sync, by position."""
+        return [disk for _, disk in sorted(self._members(recovering=False), key=lambda member: member[0])]
+
+    def recovering(self) -> list[SimDisk]:
+        """Return the disks that are legs which are being rebuilt."""
+        return [disk for _, disk in self._members(recovering=True)]
+
+    def usable_spares(self) -> list[SimDisk]:
+        """Return the disks that are recovering, or spares of the array."""
+        freshest = self.freshest
+        spares = [
+            disk
+            for disk, own in self._superblocks.items()
+            if own.role == ROLE_SPARE and freshest.role_of(own.dev_number) == ROLE_SPARE
+        ]
+        return self.recovering() + spares
+
+    def recovered_bytes(self, disk: SimDisk) -> int:
+        """Return how much of the array's beginning a recovering disk says that it has, but for chunks with bits."""
+        own = self._superblocks[disk]
+        if own.feature_map & Feature.RECOVERY_BITMAP:
+            return self.layout.size_bytes
+        return own.recovery_offset_sectors * SECTOR_BYTES
+
+    def bits(self, disk: SimDisk, slot: int) -> int:
+        """Return the bits of a slot as a disk has them."""
+        start = self.layout.slot_offset_bytes(slot) + BITMAP_SUPER_BYTES
+        return int.from_bytes(disk.content[start : start + (self.layout.bits + 7) // 8], "little") & (
+            (1 << self.layout.bits) - 1
+        )
+
+    def dirty(self, disk: SimDisk) -> int:
+        """Return the bits of all slots together, as a disk has them."""
+        together = 0
+        for slot in range(self.layout.nodes):
+            together |= self.bits(disk, slot)
+        return together
+
+    def chunk(self, number: int) -> slice:
+        """Return where a chunk's bytes are on a disk."""
+        start = self.layout.data_offset_bytes + number * self.layout.chunk_bytes
+        return slice(start, min(start + self.layout.chunk_bytes, self.layout.end_bytes))
+
+    def _members(self, *, recovering: bool) -> list[tuple[int, SimDisk]]:
+        freshest = self.freshest
+        found: dict[int, tuple[int, SimDisk]] = {}  # by position: events
+        for disk, own in self._superblocks.items():
+            position = freshest.role_of(own.dev_number)
+            if position >= freshest.raid_disks or own.events + EVENTS_BEHIND_MAX < freshest.events:
+                continue
+            if position not in found or found[position][0] < own.events:
+                found[position] = (own.events, disk)
+        return [(position, disk) for position, (_, disk) in found.items() if self._is_recovering(disk) == recovering]
+
+    def _is_recovering(self, disk: SimDisk) -> bool:
+        own = self._superblocks[disk]
+        return own.role >= own.raid_disks or own.is_recovering
