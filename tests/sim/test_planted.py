@@ -38,6 +38,19 @@ BUDGET = dict.fromkeys(PLANTED, 60) | {
 # No single mistake breaks it before another rule, which is seen in test_checkers.py; or only in plans of its own.
 DIRECT = {"one-slot-owner", "same-view"}
 
+# Of legs and syncs, seen broken in test_leg_checker.py.
+OF_SYNCS = {
+    "read-atomic",
+    "one-syncer",
+    "sync-in-window",
+    "window-quiet",
+    "in-sync-copied",
+    "recovery-offset",
+    "slots-on-leg",
+    "cleared-when-equal",
+    "healed",
+}
+
 # A death in the middle of an update beside a node that then idles: one schedule in some hundreds. It has its own plans.
 RARE = {"death-ignored"}
 
@@ -87,11 +100,11 @@ def test_no_message_is_announced_to_a_node_that_is_not_ready(monkeypatch: pytest
 
 def test_every_mistake_names_rules_that_exist_and_every_rule_has_its_mistake() -> None:
     named = {rule for mistake in PLANTED.values() for rule in mistake.rules}
-    assert named | DIRECT == set(RULES)
+    assert named | DIRECT | OF_SYNCS == set(RULES)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", sorted(set(RULES) - DIRECT))
+@pytest.mark.parametrize("rule", sorted(set(RULES) - DIRECT - OF_SYNCS))
 def test_each_rule_is_seen_broken(rule: str) -> None:
     for name, mistake in PLANTED.items():
         if rule in mistake.rules:
