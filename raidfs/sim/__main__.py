@@ -117,7 +117,7 @@ def plan_text(plan: Plan) -> str:
     """Return a plan for people."""
     lines = [
         f"plan: schedule {plan.schedule_seed}, {plan.legs} legs, {plan.spares} spares, {plan.fresh} new disks, "
-        f"windows of {plan.window_chunks} chunks, {plan.healers} healers, "
+        f"windows of {plan.window_sectors} sectors, {plan.healers} healers, "
         + ("even picking" if not plan.pct_depth else f"PCT of depth {plan.pct_depth}")
         + ("" if plan.clean else ", not clean")
         + (f", power loss at {plan.power_loss_s:.3f} s" if plan.power_loss_s is not None else "")

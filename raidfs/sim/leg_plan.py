@@ -44,7 +44,7 @@ def with_legs(plan: Plan, rng: Random) -> Plan:
         spares=spares,
         fresh=fresh,
         clean=plan.clean and rng.random() < 0.7,
-        window_chunks=rng.choice((1, 2, 2, 4, 8)),
+        window_sectors=rng.choice((4, 10, 16, 16, 28, 64)),
         healers=rng.choice((1, 2)),
     )
     machines = tuple(

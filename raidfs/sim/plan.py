@@ -118,7 +118,7 @@ class Plan:
     ``granule_sectors``: sectors are owned by the machines in turn, in pieces of this size; only the owner writes them.
     ``fail_writes`` and ``fail_reads`` hold (disk, number of the operation on it). ``pct_depth`` 0 means even picking.
     ``clean``: the array needs no initial resync. Disks are numbered: first the ``legs`` of the array, then ``spares``
-    that belong to it, then ``fresh`` ones, which hold nothing and may be added. ``window_chunks`` is how much a sync
+    that belong to it, then ``fresh`` ones, which hold nothing and may be added. ``window_sectors`` is how much a sync
     announces at a time. ``healers`` machines start when all others have ended, and wait until the array has healed.
     Storage loses its power at a time, or right after so many flushes and durable writes were acknowledged: promises
     are most easily broken just after they were given.
@@ -130,7 +130,7 @@ class Plan:
     spares: int = 0
     fresh: int = 0
     clean: bool = True
-    window_chunks: int = 2
+    window_sectors: int = 16
     healers: int = 1
     pct_depth: int = 0
     granule_sectors: int = 4
