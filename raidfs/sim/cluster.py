@@ -325,7 +325,6 @@ class Cluster:
     def _ends(self, run: Run) -> None:
         """A run serves no more: it dies, or begins to leave."""
         self.channels.left(run.name)
-        self.syncs.left(run.name)
         if run.host.slot is not None:
             self.register.ends(run.name, run.host.slot, [other.name for other in self._runs if other.joined])
 
@@ -333,6 +332,7 @@ class Cluster:
         self.views.disturbed()
         self.slots.left(run.name)
         self.channels.left(run.name)
+        self.syncs.left(run.name)
         self.register.over(run.name)
         run.ended = True
         self._changed.wake_up()
