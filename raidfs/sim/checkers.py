@@ -76,19 +76,28 @@ class MetadataChecker:
 
     def _look(self, disk: SimDisk) -> None:
         data = bytes(disk.content[SUPER_OFFSET_BYTES : SUPER_OFFSET_BYTES + SUPER_BYTES])
-        if disk not in self.superblocks and not any(data):
-            return  # a disk that belongs to no array yet
+        if not any(data) and not self._is_leg(disk):
+            self.superblocks.pop(disk, None)  # it belongs to no array, or not any more
+            return
         try:
             superblock = Superblock.decode(data, path=disk.name)
         except RaidfsError as e:
             self._report("superblock-decodable", str(e))
             return
         before = self.superblocks.get(disk)
+        if before is not None and before.device_uuid != superblock.device_uuid:
+            before = None  # the disk has been added, and is another leg now
         if before is not None and superblock.events < before.events:
             self._report("events-grow", f"{disk.name}: {superblock.events} after {before.events}")
         if before is not None and superblock.events == before.events and superblock != before:
             self._report("events-grow", f"{disk.name}: changed, and the event count is still {superblock.events}")
         self.superblocks[disk] = superblock
+
+    def _is_leg(self, disk: SimDisk) -> bool:
+        if disk not in self.superblocks:
+            return False
+        freshest = max(self.superblocks.values(), key=lambda superblock: superblock.events)
+        return freshest.role_of(self.superblocks[disk].dev_number) < freshest.raid_disks
 
 
 class DataChecker:

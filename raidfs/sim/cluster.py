@@ -14,7 +14,6 @@ from raidfs._core import OpKind as DiskOpKind
 from raidfs.cluster.messages import Message, MessageType
 from raidfs.errors import (
     CannotFollow,
-    ImageError,
     LegInUseElsewhere,
     LockError,
     MessageNotAcknowledged,
@@ -241,6 +240,8 @@ class Cluster:
     def _start(self, machine: int, number: int, life: Life) -> Run:
         group = self.stepper.group(f"m{machine}.{number}")
         host = SimHost(group.name, self.stepper, group, self.storage, self.locks, on_op=self._on_op)
+        if life.missing_leg is not None:
+            host.hidden.add(self.storage.disks[life.missing_leg].name)
         run = Run(machine, number, life, host)
         self._runs.append(run)
         group.on_trip = lambda: self._strike(run)
@@ -578,7 +579,7 @@ def _errors(e: BaseException) -> list[str]:
 
 
 # A node that has refused says why; these say that something has gone wrong between nodes or inside one.
-_NO_REFUSALS = (MessageNotAcknowledged, NodeFenced, CannotFollow, MetadataLost, LockError, ImageError)
+_NO_REFUSALS = (MessageNotAcknowledged, NodeFenced, CannotFollow, MetadataLost, LockError)
 
 
 def _is_refusal(e: BaseException) -> bool:

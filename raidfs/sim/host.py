@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 
 from raidfs._core import OpKind
-from raidfs.array.head import Candidate, read_candidate
+from raidfs.array.head import READINGS_MAX, Candidate, read_candidate
 from raidfs.array.images import OpenImage
 from raidfs.array.new_leg import check_fits, erasing
 from raidfs.array.port import EnginePort
@@ -127,8 +127,15 @@ class SimHost:
         return CREATED_S + int(self._runtime.now())
 
     async def candidates(self, paths: Sequence[str]) -> Sequence[Candidate]:
-        """See `raidfs.host.Host.candidates`."""
-        return [read_candidate(image) for image in await self._opened(paths)]
+        """See `raidfs.host.Host.candidates`; read until they are those of one moment, as `read_candidates` does."""
+        images = await self._opened(paths)
+        for _ in range(READINGS_MAX if len(paths) > 1 else 0):
+            again = await self._opened(paths)
+            agreed = all(_superblock(one) == _superblock(other) for one, other in zip(images, again, strict=True))
+            images = again
+            if agreed:
+                break
+        return [read_candidate(image) for image in images]
 
     async def open_images(self, paths: Sequence[str], options: NodeOptions) -> list[OpenImage]:
         """See `raidfs.host.Host.open_images`."""
@@ -268,6 +275,10 @@ class SimHost:
 
         self.submit(disk, DiskOp(self.group, kind, offset, length, data, done))
         return await future.wait(what=f"the metadata of {disk.name}")
+
+
+def _superblock(image: SimImage) -> bytes:
+    return image.read(SUPER_OFFSET_BYTES, SUPER_BYTES)
 
 
 class SimBackend:

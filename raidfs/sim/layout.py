@@ -34,11 +34,12 @@ def sim_layout(chunks: int) -> ArrayLayout:
     )
 
 
-def format_disks(disks: Sequence[SimDisk], layout: ArrayLayout, *, legs: int, clean: bool) -> None:
-    """Put a new array on the disks: so many legs, the rest are spares.
+def format_disks(disks: Sequence[SimDisk], layout: ArrayLayout, *, clean: bool, legs: int | None = None) -> None:
+    """Put a new array on the disks: so many legs (None: all of them), the rest are spares.
 
     One that is ``clean`` has no chunk to resync (``--assume-clean``).
     """
+    legs = len(disks) if legs is None else legs
     unused = max_dev_for(len(disks)) - legs
     for number, disk in enumerate(disks):
         for slot in range(layout.nodes):

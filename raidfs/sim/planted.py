@@ -75,7 +75,7 @@ def _failure_not_awaited() -> Iterator[None]:
 # ---- the bitmap ----------------------------------------------------------------------------------------------------
 
 
-@plant("bits-believed", "bit-before-data", "legs-equal")
+@plant("bits-believed", "bit-before-data", "legs-equal", "cleared-when-equal")
 def _bits_believed() -> Iterator[None]:
     """The bitmap is loaded as if every bit were on the disk, and not written before it is used."""
 
@@ -87,7 +87,7 @@ def _bits_believed() -> Iterator[None]:
         yield
 
 
-@plant("bits-forgotten", "legs-equal", "bit-before-data")
+@plant("bits-forgotten", "legs-equal", "bit-before-data", "cleared-when-equal")
 def _bits_forgotten() -> Iterator[None]:
     """A node begins with an empty bitmap, whatever its slot says."""
     read_slot = Array.read_slot
@@ -129,7 +129,7 @@ def _written_early() -> Iterator[None]:
         yield
 
 
-@plant("leg-skipped", "register", "legs-acknowledged", "legs-equal")
+@plant("leg-skipped", "register", "legs-acknowledged", "legs-equal", "cleared-when-equal", "read-atomic")
 def _leg_skipped() -> Iterator[None]:
     """Writes to the second leg are acknowledged and not carried out."""
     submit = SimBackend._submit
