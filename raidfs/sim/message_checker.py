@@ -79,7 +79,8 @@ class MessageChecker:
         """See `raidfs.sim.disks.Watcher`."""
         if owner is None or offset >= SUPER_OFFSET_BYTES + SUPER_BYTES or offset + length <= SUPER_OFFSET_BYTES:
             return
-        if not self._locks.holds(owner.name, "token", Mode.EX):
+        is_erased = not any(disk.content[SUPER_OFFSET_BYTES : SUPER_OFFSET_BYTES + SUPER_BYTES])
+        if not is_erased and not self._locks.holds(owner.name, "token", Mode.EX):
             self._report("superblock-under-token", f"{owner.name} writes the superblock of {disk.name} without it")
 
     def _written(self, client: str, resource: str, mode: Mode, value: bytes) -> None:

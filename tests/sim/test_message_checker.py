@@ -124,7 +124,7 @@ def test_a_message_that_nobody_knows_cannot_be_applied(locks: Locks) -> None:
 
 
 def test_a_superblock_is_written_by_who_has_the_token(locks: Locks) -> None:
-    disk, a = cast(SimDisk, SimpleNamespace(name="disk0")), cast(Group, SimpleNamespace(name="a"))
+    disk, a = cast(SimDisk, SimpleNamespace(name="disk0", content=b"\1" * 8192)), cast(Group, SimpleNamespace(name="a"))
     locks.convert(A, "token", Mode.EX)
     locks.checker.landed(disk, a, SUPER_OFFSET_BYTES, 512)
     locks.checker.landed(disk, None, SUPER_OFFSET_BYTES, 512)  # whoever made the array
