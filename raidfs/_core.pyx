@@ -268,6 +268,7 @@ cdef class Engine:
         cdef uint32_t disks = e.raid_disks if raid_disks is None else raid_disks
         cdef uint32_t i
         cdef uint32_t before
+        cdef bint was_degraded
         cdef int values[LEGS_MAX]
         cdef uint32_t places[LEGS_MAX]
         cdef uint64_t offsets[LEGS_MAX]
@@ -289,6 +290,7 @@ cdef class Engine:
         with nogil:
             pthread_mutex_lock(&e.mutex)
             before = e.writable | e.blocked
+            was_degraded = degraded(e)
             for i in range(e.legs_count):
                 if values[i] != LEG_IN_SYNC and values[i] != LEG_RECOVERING:
                     e.legs[i].blocked = False
@@ -297,6 +299,8 @@ cdef class Engine:
                 e.legs[i].recovery_offset = offsets[i]
             e.raid_disks = disks
             legs_derive(e)
+            if was_degraded and e.configured and not degraded(e):
+                bitmap_whole_again(e)
             if before and e.writable & ~before:
                 legs_joined(e, e.writable & ~before)
             elif e.writable != e.in_sync and not before and not e.read_only:

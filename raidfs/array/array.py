@@ -199,6 +199,8 @@ class Array:
     # ---- running -------------------------------------------------------------------------------------------------
 
     def _on_event(self, kind: EventKind, leg: int, errno: int, offset: int, length: int) -> None:
+        if all(one.index != leg for one in self.legs):
+            return  # of a leg that was removed
         path, reason = self.leg(leg).path, os.strerror(errno)
         if kind == EventKind.LEG_FAILED:
             log.error("%s: write or flush failed at byte %d: %s", path, offset, reason)
@@ -222,7 +224,7 @@ class Array:
         if self.fenced:
             return  # it was the fence that refused the write, not the leg
         log.error("%s: the superblock could not be written: %s", self.leg(index).path, error.strerror)
-        if self.leg(index).state in (LegState.IN_SYNC, LegState.RECOVERING):
+        if self.leg(index).state != LegState.FAULTY:  # a spare too: it would not have what the others have
             self.port.engine.block_leg(index)
             self.report_failed(index, error.errno or 0)
 

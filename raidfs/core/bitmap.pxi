@@ -114,6 +114,14 @@ cdef void bitmap_endwrite(EngineState *e, uint64_t first, uint64_t last, bint wr
         wake_all(e, &e.counter_queue)
 
 
+cdef void bitmap_whole_again(EngineState *e) noexcept nogil:
+    """No position is vacant any more, so bits may go that tell what a leg has missed which is not in the array now: it
+    must not come back by the bitmap. md raises events_cleared with the next write only, and clears bits without one."""
+    if e.events_cleared < e.events:
+        e.events_cleared = e.events
+        e.need_sync = True
+
+
 cdef Page *page_not_durable(EngineState *e, uint64_t first, uint64_t last) noexcept nogil:
     """Return the page of the first chunk whose bit is not durable, or NULL when all are."""
     cdef uint64_t chunk

@@ -124,8 +124,8 @@ class TwinEngine:
         self.durable = set(self.image)
         self.counters = dict.fromkeys(self.image, 2 | NEEDED)
         self.events = 1
-        self.events_cleared = 0
-        self.need_sync = False
+        self.events_cleared = 1  # the array is whole: what was cleared before tells nothing of legs that are not in it
+        self.need_sync = True
         self.serial = 0
         self.writes: list[TwinRequest] = []
         self.reads: list[TwinRequest] = []
