@@ -135,11 +135,13 @@ class Metadata:
         ``on_write_failed(index, error)`` is called for each leg that fails a write (md: super_written calls md_error);
         MetadataLost is raised when no leg took it.
         """
-        found, problems = await self._read(self._legs)
+        legs = self._legs
+        found, problems = await self._read(legs)
         current = self._freshest(found, problems)
         await follow(current)
         changed = change(current)
-        behind = self._behind(current, found, without)
+        # A leg that came while we followed has nothing to catch up with: what it gets is the change.
+        behind = self._behind(current, found, [leg for leg in legs if leg in self._legs and leg.index != without])
         if behind:  # a node died between two legs; completed first, so that no leg is ever two events behind
             await self._write(current, behind)
         owns = {leg.index: own(leg.index, self._own[leg.index]) for leg in self._legs if leg.index != without}
@@ -166,12 +168,11 @@ class Metadata:
         if len(problems) == len(legs):
             raise MetadataLost(events=superblock.events, reason="; ".join(problems))
 
-    def _behind(self, current: Superblock, found: dict[int, Superblock], without: int | None) -> list[MetadataLeg]:
+    def _behind(
+        self, current: Superblock, found: dict[int, Superblock], legs: Sequence[MetadataLeg]
+    ) -> list[MetadataLeg]:
         return [
-            leg
-            for leg in self._legs
-            if leg.index != without
-            and (leg.index not in found or for_leg(current, self._own[leg.index]) != found[leg.index])
+            leg for leg in legs if leg.index not in found or for_leg(current, self._own[leg.index]) != found[leg.index]
         ]
 
     def holder(self, superblock: Superblock) -> int | None:
