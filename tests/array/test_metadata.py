@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from support.arrays import NOW_S, make_candidates
 
+from raidfs._core import LegState
 from raidfs.array.metadata import Metadata, MetadataLeg
+from raidfs.array.spares import recovering, standing
 from raidfs.errors import MetadataLost
 from raidfs.format.superblock import Superblock
 
@@ -168,3 +170,32 @@ async def test_what_others_have_written_is_followed_before_the_own_change_is_app
 
     await setting.metadata.update(change, follow=follow)
     assert seen == [4, -4]
+
+
+async def test_a_leg_that_comes_back_in_an_update_is_written_once_and_keeps_what_it_says_of_itself(
+    setting: Setting,
+) -> None:
+    await setting.metadata.update(lambda superblock: superblock.with_role(1, 0xFFFE), without=1)
+    own = setting.legs.superblocks[1]
+    setting.metadata.drop(1)
+    await setting.metadata.update(active)
+    setting.legs.history.clear()
+
+    async def attach(superblock: Superblock) -> None:
+        setting.metadata.include(MetadataLeg(1, "leg1", recovering(own, own.size_sectors)))
+
+    await setting.metadata.update(lambda superblock: superblock.with_role(1, 1), follow=attach)
+    assert [leg for leg, _ in setting.legs.history].count(1) == 1
+    back = setting.legs.superblocks[1]
+    assert standing(setting.metadata.superblock, back).recovery_offset_sectors == back.size_sectors
+
+
+async def test_a_leg_that_got_its_position_from_a_dead_node_says_that_nothing_is_on_it(setting: Setting) -> None:
+    spare = setting.legs.superblocks[2].with_role(2, 0xFFFF)
+    setting.legs.superblocks[2] = spare
+    for leg in (0, 1):
+        setting.legs.superblocks[leg] = dataclasses.replace(setting.legs.superblocks[leg], events=1)
+    superblock, changed = await setting.metadata.update(unchanged)
+    assert not changed
+    found = standing(superblock, setting.legs.superblocks[2])
+    assert (found.state, found.role, found.recovery_offset_sectors) == (LegState.RECOVERING, 2, 0)
