@@ -7,12 +7,12 @@ durable write uses RWF_DSYNC, or fdatasync behind it where the file system does 
 
 import threading
 
-from libc.errno cimport EINTR, EINVAL, ENODEV, EOPNOTSUPP, errno
+from libc.errno cimport EINTR, EINVAL, ENODEV, ENOSYS, EOPNOTSUPP, errno
 from libc.stdint cimport int64_t, intptr_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from raidfs._core cimport (
-    LEGS_MAX, OP_FLUSH, OP_READ, OP_WRITE_DURABLE, Engine, EngineState, LegOp,
+    LEGS_MAX, OP_FLUSH, OP_PUNCH, OP_READ, OP_WRITE_DURABLE, OP_ZERO, Engine, EngineState, LegOp,
     engine_complete_op, engine_take_op_locked, notify_fn, ops_notify_fn,
     pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
 )
@@ -39,6 +39,19 @@ cdef extern from "<sys/vfs.h>" nogil:
 cdef extern from "<linux/magic.h>" nogil:
     long TMPFS_MAGIC
     long RAMFS_MAGIC
+
+cdef extern from "<fcntl.h>" nogil:
+    int fallocate(int fd, int mode, int64_t offset, int64_t length)
+    int FALLOC_FL_KEEP_SIZE
+    int FALLOC_FL_PUNCH_HOLE
+    int FALLOC_FL_ZERO_RANGE
+
+cdef extern from *:
+    """
+    static char raidfs_zeros[1 << 16] __attribute__((aligned(4096)));    /* never written */
+    """
+    const void *ZEROS "raidfs_zeros"
+    uint64_t ZEROS_BYTES "sizeof(raidfs_zeros)"
 
 cdef extern from "<unistd.h>" nogil:
     int fdatasync(int fd)
@@ -84,7 +97,36 @@ cdef int64_t carry_out(int fd, LegOp *op) noexcept nogil:
         return -ENODEV
     if op.kind == OP_FLUSH:
         return -errno if fdatasync(fd) != 0 else 0
+    if op.kind == OP_PUNCH or op.kind == OP_ZERO:
+        return write_zeros(fd, op)
     return transfer(fd, op)
+
+
+cdef int64_t write_zeros(int fd, LegOp *op) noexcept nogil:
+    """Make a range read as zeros: in the way that was asked for, in the other one, or by writing them."""
+    cdef int modes[2]
+    cdef int i
+    cdef uint64_t done = 0
+    cdef ssize_t n
+    modes[0] = FALLOC_FL_PUNCH_HOLE if op.kind == OP_PUNCH else FALLOC_FL_ZERO_RANGE
+    modes[1] = FALLOC_FL_ZERO_RANGE if op.kind == OP_PUNCH else FALLOC_FL_PUNCH_HOLE
+    for i in range(2):
+        while True:
+            if fallocate(fd, modes[i] | FALLOC_FL_KEEP_SIZE, <int64_t> op.offset, <int64_t> op.length) == 0:
+                return <int64_t> op.length
+            if errno != EINTR:
+                break
+        if errno != EOPNOTSUPP and errno != ENOSYS:
+            return -errno
+    while done < op.length:
+        n = pwrite(fd, ZEROS, min(op.length - done, ZEROS_BYTES), <int64_t> (op.offset + done))
+        if n > 0:
+            done += <uint64_t> n
+        elif n == 0:
+            break
+        elif errno != EINTR:
+            return -errno
+    return <int64_t> done
 
 
 cdef bint is_in_memory(int fd) noexcept nogil:

@@ -11,10 +11,11 @@ from libc.errno cimport EBUSY, EINTR, EINVAL, ENOSYS, errno
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from raidfs._core cimport OP_FLUSH, OP_READ, OP_WRITE_DURABLE, LegOp
+from raidfs._core cimport OP_FLUSH, OP_PUNCH, OP_READ, OP_WRITE_DURABLE, OP_ZERO, LegOp
 
 cdef extern from *:
     """
+    #include <fcntl.h>
     #include <linux/io_uring.h>
     #include <sys/epoll.h>
     #include <sys/mman.h>
@@ -58,7 +59,8 @@ cdef extern from *:
     struct io_uring_cqe:
         uint64_t user_data
         int32_t res
-    uint8_t IORING_OP_READ, IORING_OP_WRITE, IORING_OP_FSYNC, IORING_OP_POLL_ADD
+    uint8_t IORING_OP_READ, IORING_OP_WRITE, IORING_OP_FSYNC, IORING_OP_FALLOCATE, IORING_OP_POLL_ADD
+    uint32_t FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE
     uint32_t IORING_SETUP_SINGLE_ISSUER, IORING_SETUP_DEFER_TASKRUN
     uint32_t IORING_FEAT_SINGLE_MMAP, IORING_FEAT_NODROP
     uint32_t IORING_FSYNC_DATASYNC, IORING_ENTER_GETEVENTS, RWF_DSYNC, EPOLLIN, EPOLLEXCLUSIVE
@@ -159,6 +161,11 @@ cdef int ring_push_op(Ring *ring, int fd, LegOp *op) noexcept nogil:
     if op.kind == OP_FLUSH:
         entry.opcode = IORING_OP_FSYNC
         entry.fsync_flags = IORING_FSYNC_DATASYNC
+    elif op.kind == OP_PUNCH or op.kind == OP_ZERO:
+        entry.opcode = IORING_OP_FALLOCATE
+        entry.off = op.offset
+        entry.addr = op.length
+        entry.len = FALLOC_FL_KEEP_SIZE | (FALLOC_FL_PUNCH_HOLE if op.kind == OP_PUNCH else FALLOC_FL_ZERO_RANGE)
     else:
         entry.opcode = IORING_OP_READ if op.kind == OP_READ else IORING_OP_WRITE
         entry.off = op.offset

@@ -52,6 +52,8 @@ cdef enum:                       # Request.action of a sync
 
 cdef enum:                       # Request.flags
     REQUEST_DURABLE = 1          # a write is durable when replied (O_DSYNC)
+    REQUEST_PUNCH = 2            # a write of zeros without data, whole blocks; their space is given back
+    REQUEST_ZERO = 4             # the same, keeping the space
 
 cdef enum:                       # Request.stage: what it waits for
     STAGE_NEW
@@ -73,6 +75,8 @@ cdef enum:                       # LegOp.kind
     OP_WRITE
     OP_WRITE_DURABLE             # data on stable storage when completed (RWF_DSYNC)
     OP_FLUSH                     # everything completed before is on stable storage when completed (fdatasync)
+    OP_PUNCH                     # zeros instead of the bytes in the range, which is then a hole if it can be one
+    OP_ZERO                      # zeros instead of the bytes in the range
 
 cdef enum:                       # LegOp.owner_kind
     OWNER_REQUEST

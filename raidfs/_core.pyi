@@ -236,6 +236,12 @@ class Engine:
     def submit_write(self, offset: int, data: bytes | bytearray | memoryview, *, durable: bool = False) -> int:
         """Write at ``offset`` of the array; the reply is short at the end, ENOSPC behind it."""
 
+    def submit_zero(self, offset: int, length: int, *, punch: bool = False) -> int:
+        """Write zeros to whole blocks (EINVAL else); with ``punch`` their space is given back where that can be done.
+
+        Everything that holds for a write holds for this. `take_ops` shows it as writes of zeros.
+        """
+
     def submit_flush(self) -> int:
         """Make every write replied so far durable on all good legs."""
 

@@ -577,6 +577,12 @@ cdef class Engine:
         return self._submit(REQUEST_WRITE, offset, <uint64_t> data.shape[0], &data[0] if data.shape[0] else NULL,
                             REQUEST_DURABLE if durable else 0, 0)
 
+    def submit_zero(self, uint64_t offset, uint64_t length, *, bint punch=False):
+        """Write zeros to whole blocks without handing them in; with `punch` their space is given back."""
+        if length > REQUEST_BYTES_MAX:
+            raise ValueError(f"a request has at most {REQUEST_BYTES_MAX} bytes")
+        return self._submit(REQUEST_WRITE, offset, length, NULL, REQUEST_PUNCH if punch else REQUEST_ZERO, 0)
+
     def submit_flush(self):
         """Make every write replied so far durable on all good legs."""
         return self._submit(REQUEST_FLUSH, 0, 0, NULL, 0, 0)
@@ -657,10 +663,13 @@ cdef class Engine:
             if op == NULL:
                 return found
             data = None
-            if op.kind == OP_WRITE or op.kind == OP_WRITE_DURABLE:
+            kind = op.kind
+            if kind == OP_PUNCH or kind == OP_ZERO:
+                kind, data = OP_WRITE, bytes(op.length)
+            elif kind == OP_WRITE or kind == OP_WRITE_DURABLE:
                 data = PyBytes_FromStringAndSize(<char *> op.data, <Py_ssize_t> op.length)
             self._taken[<uintptr_t> op] = op.length if op.kind == OP_READ else 0
-            found.append((<uintptr_t> op, OpKind(op.kind), op.leg, op.offset, op.length, data))
+            found.append((<uintptr_t> op, OpKind(kind), op.leg, op.offset, op.length, data))
 
     def complete_op(self, op_id, int64_t result, data=None):
         """End a taken operation with `result` bytes or -errno; a read that succeeds gives its data."""

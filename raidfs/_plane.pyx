@@ -1,16 +1,18 @@
 """The native data plane: data requests go from ``/dev/fuse`` to the legs and back without touching Python.
 
-A few worker threads read ``/dev/fuse``, each on a descriptor of its own (FUSE_DEV_IOC_CLONE). READ, WRITE, FSYNC and
-FLUSH are served here, through the engine; everything else goes as it is to unmodified pyfuse3 through a socket pair,
-whose answers `Plane.answer` takes back to the descriptor that the request came from. The text is in plane/:
+A few worker threads read ``/dev/fuse``, each on a descriptor of its own (FUSE_DEV_IOC_CLONE). READ, WRITE, FSYNC,
+FLUSH, FALLOCATE and LSEEK are served here, through the engine; everything else goes as it is to unmodified pyfuse3
+through a socket pair, whose answers `Plane.answer` takes back to the descriptor that the request came from. The text
+is in plane/:
 
 * fuse.pxi: the messages; slots.pxi: a request and its buffer; messages.pxi: receiving, passing on, answering;
+* extents.pxi: holes, zeros and the size;
 * workers.pxi: who waits for what, and who carries leg operations out; null.pxi: a server to compare with.
 """
 
 import os
 
-from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, EINVAL, ENODEV, ENOMEM, EOPNOTSUPP, errno
+from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, EINVAL, ENODEV, ENOMEM, ENOSPC, ENXIO, EOPNOTSUPP, errno
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
@@ -18,10 +20,10 @@ from libc.string cimport memcpy, memset
 from raidfs._backend_threads cimport Pool, ThreadBackend, carry_out
 from raidfs._backend_uring cimport Ring, ring_close, ring_enter, ring_open, ring_push_op, ring_push_poll, ring_take
 from raidfs._core cimport (
-    OP_FLUSH, PAGE_BYTES, REQUEST_BYTES_MAX, REQUEST_DURABLE, REQUEST_FLUSH, REQUEST_READ, REQUEST_WRITE, Engine,
-    EngineState, LegOp, Port, Request, engine_complete_op_locked, engine_submit_locked, engine_take_op_locked,
-    engine_take_replies_locked, engine_unlock, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t,
-    pthread_mutex_unlock,
+    OP_FLUSH, OP_PUNCH, OP_ZERO, PAGE_BYTES, REQUEST_BYTES_MAX, REQUEST_DURABLE, REQUEST_FLUSH, REQUEST_PUNCH,
+    REQUEST_READ, REQUEST_WRITE, REQUEST_ZERO, Engine, EngineState, LegOp, Port, Request, engine_complete_op_locked,
+    engine_submit, engine_submit_locked, engine_take_op_locked, engine_take_replies_locked, engine_unlock,
+    pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
 )
 
 cdef extern from *:
@@ -35,6 +37,8 @@ cdef extern from *:
     #include <sys/mman.h>
     #include <sys/uio.h>
     #include <unistd.h>
+    #include <linux/falloc.h>
+    #include <linux/fs.h>
     #include <linux/fuse.h>
     #define RAIDFS_ATOMIC_ADD(place, value) __atomic_add_fetch(place, value, __ATOMIC_SEQ_CST)
     #define RAIDFS_ATOMIC_LOAD(place) __atomic_load_n(place, __ATOMIC_SEQ_CST)
@@ -65,6 +69,9 @@ cdef extern from *:
     short POLLOUT
     int poll(pollfd *waited, unsigned long count, int timeout_ms) nogil
     unsigned long FUSE_DEV_IOC_CLONE
+    uint32_t BLKGETSIZE64, FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE
+    int SEEK_DATA, SEEK_HOLE
+    int64_t lseek(int fd, int64_t offset, int whence) nogil
     int ioctl(int fd, unsigned long request, ...) nogil
     struct iovec:
         void *iov_base
@@ -82,6 +89,7 @@ cdef extern from *:
 include "plane/fuse.pxi"
 include "plane/slots.pxi"
 include "plane/messages.pxi"
+include "plane/extents.pxi"
 include "plane/workers.pxi"
 
 

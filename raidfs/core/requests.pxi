@@ -72,7 +72,11 @@ cdef void admit(EngineState *e, Request *r) noexcept nogil:
     r.length = min(r.length, e.size - r.offset)
     r.span_start = r.offset & ~(e.block - 1)
     r.span_end = (r.offset + r.length + e.block - 1) & ~(e.block - 1)
-    if (r.span_start != r.offset or r.span_end != r.offset + r.length or <size_t> r.data & (e.block - 1)):
+    if r.flags & (REQUEST_PUNCH | REQUEST_ZERO):
+        if r.span_start != r.offset or r.span_end != r.offset + r.length:
+            reply(e, r, -EINVAL)
+            return
+    elif r.span_start != r.offset or r.span_end != r.offset + r.length or <size_t> r.data & (e.block - 1):
         r.bounce = buffer_get(e, r.span_end - r.span_start)
         if r.bounce == NULL:
             reply(e, r, -ENOMEM)
@@ -297,8 +301,16 @@ cdef void edge_op_done(EngineState *e, Request *r, LegOp *op, int error) noexcep
         queue_push(&e.ready, r)
 
 
+cdef inline int write_kind(Request *r) noexcept nogil:
+    if r.flags & REQUEST_PUNCH:
+        return OP_PUNCH
+    if r.flags & REQUEST_ZERO:
+        return OP_ZERO
+    return OP_WRITE_DURABLE if r.flags & REQUEST_DURABLE else OP_WRITE
+
+
 cdef void data_submit(EngineState *e, Request *r) noexcept nogil:
-    cdef int kind = OP_WRITE_DURABLE if r.flags & REQUEST_DURABLE else OP_WRITE
+    cdef int kind = write_kind(r)
     cdef unsigned char *data = r.bounce if r.bounce != NULL else r.data
     cdef uint32_t leg
     set_stage(e, r, STAGE_LEGS)

@@ -12,7 +12,10 @@ cdef enum:                           # enum fuse_opcode
     FUSE_FLUSH = 25
     FUSE_INIT = 26
     FUSE_INTERRUPT = 36
+    FUSE_IOCTL = 39
     FUSE_BATCH_FORGET = 42
+    FUSE_FALLOCATE = 43
+    FUSE_LSEEK = 46
 
 cdef enum:
     HEAD_BYTES = 80                  # fuse_in_header and fuse_read_in or fuse_write_in, 40 bytes each
@@ -59,8 +62,44 @@ cdef struct WriteAnswer:             # fuse_out_header and fuse_write_out
     uint32_t size
     uint32_t padding
 
+cdef struct FallocateBody:           # struct fuse_fallocate_in
+    uint64_t fh
+    uint64_t offset
+    uint64_t length
+    uint32_t mode
+    uint32_t padding
+
+cdef struct LseekBody:               # struct fuse_lseek_in
+    uint64_t fh
+    uint64_t offset
+    uint32_t whence
+    uint32_t padding
+
+cdef struct IoctlBody:               # struct fuse_ioctl_in
+    uint64_t fh
+    uint32_t flags
+    uint32_t cmd
+    uint64_t arg
+    uint32_t in_size
+    uint32_t out_size
+
+cdef struct LseekAnswer:             # fuse_out_header and fuse_lseek_out
+    OutHeader header
+    uint64_t offset
+
+cdef struct SizeAnswer:              # fuse_out_header, fuse_ioctl_out and what BLKGETSIZE64 gives
+    OutHeader header
+    int32_t result
+    uint32_t flags
+    uint32_t in_iovs
+    uint32_t out_iovs
+    uint64_t size
+
 cdef union Body:
     IoBody io
+    FallocateBody fallocate
+    LseekBody lseek
+    IoctlBody ioctl
     InitBody init
     InterruptBody interrupt
 

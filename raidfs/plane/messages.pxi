@@ -49,6 +49,14 @@ cdef bint parse(PlaneState *plane, Slot *slot) noexcept nogil:
             slot.touched = io.size
     elif opcode == FUSE_FSYNC:
         r.kind = REQUEST_FLUSH
+    elif opcode == FUSE_FALLOCATE:
+        return fallocate_first(plane, slot)
+    elif opcode == FUSE_LSEEK:
+        lseek_answer(plane, slot)
+        return False
+    elif opcode == FUSE_IOCTL and slot.head.body.ioctl.cmd == BLKGETSIZE64:
+        size_answer(plane, slot)
+        return False
     elif opcode == FUSE_FLUSH:       # close(2) promises nothing about stable storage, fsync(2) does
         answer(slot, 0)
         return False

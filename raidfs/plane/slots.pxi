@@ -13,6 +13,8 @@ cdef struct Slot:
     Request r                        # the engine's, first: its address is the slot's
     Slot *next
     int fd                           # the request came from here, and its answer must go there
+    uint64_t next_offset             # FALLOCATE: what is left to do, see extents.pxi
+    uint64_t end_offset
     uint64_t touched                 # bytes of the buffer that have memory behind them, at most
     Head head
     unsigned char *payload

@@ -71,6 +71,11 @@ cdef void deliver_chain(PlaneState *plane, Request *r, SlotList *slots) noexcept
     while r != NULL:
         slot = <Slot *> r
         r = r.next
+        if slot.head.header.opcode == FUSE_FALLOCATE and slot.r.result >= 0 and not plane.abandoned:
+            if fallocate_next(plane, slot):
+                engine_submit(plane.e, &slot.r)
+                continue
+            slot.r.result = 0
         if not plane.abandoned:
             answer(slot, slot.r.result)
         slots_put(slots, slot)
@@ -232,7 +237,9 @@ cdef void reap(Worker *worker) noexcept nogil:
         else:
             op = <LegOp *> <size_t> name
             worker.in_ring -= 1
-            if op.kind != OP_FLUSH and result != <int64_t> op.length and is_unfinished(result):
+            if result == 0 and (op.kind == OP_PUNCH or op.kind == OP_ZERO):
+                ended(worker, op, <int64_t> op.length)
+            elif op.kind != OP_FLUSH and result != <int64_t> op.length and is_unfinished(result):
                 ended(worker, op, carry_out(worker.plane.pool.fds[op.leg], op))
             else:
                 ended(worker, op, result)

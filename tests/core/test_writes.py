@@ -216,3 +216,20 @@ def test_the_write_after_16381_in_one_chunk_waits_until_one_has_ended() -> None:
     assert s.result(tags[0]) == 512
     assert s.waiting() == {"legs": 16381}
     assert any(op.offset == DATA_OFFSET + 16381 * 512 for op in s.data_writes())
+
+
+@pytest.mark.parametrize("punch", [False, True])
+def test_zeros_need_no_data_and_keep_the_promises_of_a_write(punch: bool) -> None:
+    engine = SteppedEngine()
+    engine.write(0, b"a" * 8192)
+    engine.sweep(4)
+    tag = engine.engine.submit_zero(4096, 4096, punch=punch)
+    assert engine.data_writes() == []
+    engine.complete(engine.page_writes())
+    assert [(op.leg, op.data) for op in engine.data_writes()] == [(0, bytes(4096)), (1, bytes(4096))]
+    engine.settle()
+    assert engine.result(tag) == 4096
+    for leg in range(2):
+        assert engine.content(leg)[:8192] == b"a" * 4096 + bytes(4096)
+    tag = engine.engine.submit_zero(100, 512, punch=punch)
+    assert engine.result(tag) == -errno.EINVAL
