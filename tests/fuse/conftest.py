@@ -42,6 +42,19 @@ def directories(short_path: pathlib.Path) -> list[pathlib.Path]:
 
 
 @pytest.fixture
+def logs(short_path: pathlib.Path) -> Iterator[Callable[[], str]]:
+    """What the nodes have logged, which is then forgotten: tests in which something fails expect to read of it."""
+    run = short_path / "run"
+
+    def read() -> str:
+        return "".join(path.read_text() for path in run.glob("*.log"))
+
+    yield read
+    for path in run.glob("*.log"):
+        path.write_text("")
+
+
+@pytest.fixture
 def memory() -> Iterator[Memory]:
     backend = Memory()
     yield backend

@@ -32,19 +32,6 @@ def nodes(array: Array, short_path: pathlib.Path) -> list[Node]:
 
 
 @pytest.fixture
-def logs(short_path: pathlib.Path) -> Iterator[Callable[[], str]]:
-    """What the nodes have logged, which is then forgotten: tests in which something fails expect to read of it."""
-    run = short_path / "run"
-
-    def read() -> str:
-        return "".join(path.read_text() for path in run.glob("*.log"))
-
-    yield read
-    for path in run.glob("*.log"):
-        path.write_text("")
-
-
-@pytest.fixture
 def stopped(nodes: list[Node]) -> Iterator[Node]:
     """The third node, stopped when all have told each other that they are there: it has no token that others want."""
     eventually(lambda: is_quiet(nodes), "the nodes have announced themselves")
