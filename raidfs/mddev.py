@@ -243,12 +243,13 @@ class Mddev:
         """Give vacant positions to spares on all nodes; returns whether a leg is recovering now.
 
         Only for the holder of ``resync`` EX: no two nodes fill one position, and none calls a leg in sync that it
-        has not copied (B6). Before a spare gets its position it has every slot of the bitmap (W13). A spare that cannot
-        be written becomes faulty. Raises what `update_sb` raises.
+        has not copied (B6). It does not look at `waiting_for_sync`: the adder may have nothing to sync, and whoever
+        waits for it would do so for ever. Before a spare gets its position it has every slot of the bitmap (W13). A
+        spare that cannot be written becomes faulty. Raises what `update_sb` raises.
         """
         await self.reconfig_mutex.lock("spares")
         try:
-            while self.waiting_for_sync is None and (spares := self.array.spares_to_activate()):
+            while spares := self.array.spares_to_activate():
                 try:
                     await self.update_sb(self._with_spares, prepare=self._copy_slots_to_spares)
                 except LegNotWritable as e:
