@@ -40,6 +40,9 @@ class Plane:
     def in_flight(self) -> int:
         """How many data requests have no answer yet."""
 
+def lock_memory() -> int:
+    """Keep what memory this process has and gets from now on (mlockall); return 0 or the errno of the refusal."""
+
 class NullPlane(Plane):
     """A `Plane` that copies each request from or to ``legs_count`` areas of memory and asks no engine."""
 

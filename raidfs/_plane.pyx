@@ -20,7 +20,7 @@ from libc.string cimport memcpy, memset
 from raidfs._backend_threads cimport Pool, ThreadBackend, carry_out
 from raidfs._backend_uring cimport Ring, ring_close, ring_enter, ring_open, ring_push_op, ring_push_poll, ring_take
 from raidfs._core cimport (
-    OP_FLUSH, OP_PUNCH, OP_ZERO, PAGE_BYTES, REQUEST_BYTES_MAX, REQUEST_DURABLE, REQUEST_FLUSH, REQUEST_PUNCH,
+    OP_FLUSH, OP_PUNCH, OP_ZERO, REQUEST_BYTES_MAX, REQUEST_DURABLE, REQUEST_FLUSH, REQUEST_PUNCH,
     REQUEST_READ, REQUEST_WRITE, REQUEST_ZERO, Engine, EngineState, LegOp, Port, Request, engine_complete_op_locked,
     engine_submit, engine_submit_locked, engine_take_op_locked, engine_take_replies_locked, engine_unlock,
     pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
@@ -40,6 +40,16 @@ cdef extern from *:
     #include <linux/falloc.h>
     #include <linux/fs.h>
     #include <linux/fuse.h>
+    #include <sys/prctl.h>
+    #ifndef MADV_DONTNEED_LOCKED             /* Linux 5.18 */
+    #define MADV_DONTNEED_LOCKED 24
+    #endif
+    #ifndef PR_SET_IO_FLUSHER                /* Linux 5.6 */
+    #define PR_SET_IO_FLUSHER 57
+    #endif
+    #ifndef MCL_ONFAULT                      /* Linux 4.4 */
+    #define MCL_ONFAULT 4
+    #endif
     #define RAIDFS_ATOMIC_ADD(place, value) __atomic_add_fetch(place, value, __ATOMIC_SEQ_CST)
     #define RAIDFS_ATOMIC_LOAD(place) __atomic_load_n(place, __ATOMIC_SEQ_CST)
 
@@ -80,7 +90,12 @@ cdef extern from *:
     ssize_t writev(int fd, const iovec *vectors, int count) nogil
     ssize_t write(int fd, const void *data, size_t length) nogil
     int usleep(unsigned int microseconds) nogil
-    int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE, MADV_DONTNEED
+    int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE
+    int MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_HUGEPAGE
+    int MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, PR_SET_IO_FLUSHER
+    int mlockall(int flags) nogil
+    int prctl(int what, ...) nogil
+    int posix_memalign(void **pointer, size_t alignment, size_t size) nogil
     void *MAP_FAILED
     void *mmap(void *address, size_t length, int protection, int flags, int fd, long offset) nogil
     int munmap(void *address, size_t length) nogil
@@ -220,6 +235,11 @@ cdef class Plane:
     def in_flight(self):
         """How many data requests have no answer yet."""
         return atomic_load(&self.state.in_flight)
+
+
+def lock_memory():
+    """Keep what memory this process has and gets from now on; return 0 or the errno of the refusal."""
+    return 0 if mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) == 0 else errno
 
 
 def _cloned(int fuse_fd):

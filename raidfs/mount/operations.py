@@ -1,9 +1,9 @@
 """The name space of a mount as pyfuse3 handlers: one directory with one block file, and nothing can be changed.
 
-READ, WRITE and FSYNC never come here, see `raidfs.mount.plane` and `raidfs.mount.relay`. The block file has a fixed size, belongs to whoever
-mounted it and is theirs alone; what would change the directory or the file's size is refused with EPERM. There are no
-handlers for FALLOCATE, LSEEK and IOCTL in pyfuse3: libfuse answers ENOSYS, so without the native plane, which serves
-them, discards of a loop device are not supported and ``SEEK_HOLE`` finds no hole.
+READ, WRITE and FSYNC never come here, see `raidfs.mount.plane` and `raidfs.mount.relay`. The block file has a fixed
+size, belongs to whoever mounted it and is theirs alone; what would change the directory or the file's size is refused
+with EPERM. There are no handlers for FALLOCATE, LSEEK and IOCTL in pyfuse3: libfuse answers ENOSYS, so without the
+native plane, which serves them, discards of a loop device are not supported and ``SEEK_HOLE`` finds no hole.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from raidfs._backend_threads import ThreadBackend
 from raidfs._backend_uring import why_not as why_no_uring
 from raidfs._core import Engine
 from raidfs._plane import Plane as NativeWorkers
+from raidfs._plane import lock_memory
 from raidfs.mount import wire
 from raidfs.mount.options import Plane
 from raidfs.mount.relay import Relay
@@ -104,6 +105,7 @@ class NativePlane:
         """See `ServingPlane.run`."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._pass_answers, initialised)
+            _keep_memory()
             for thread in self._threads:
                 thread.start()
             await trio.lowlevel.wait_readable(self._done_fd)
@@ -146,6 +148,13 @@ def _ignore_lost_callers(number: int) -> None:
     # ENOENT: the caller was killed and the kernel forgot the request; ENODEV: the mount is gone.
     if number not in (0, errno.ENOENT, errno.ENODEV):
         raise OSError(number, os.strerror(number))
+
+
+def _keep_memory() -> None:
+    # A file system over a loop device over our file: it writes to get memory, and must not need memory for that.
+    refused = lock_memory()
+    if refused:
+        log.info("memory is not locked (%s); use no swap below a loop device over the block file", os.strerror(refused))
 
 
 def _wants_ring(legs: ThreadBackend | None) -> bool:

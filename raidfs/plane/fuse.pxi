@@ -20,7 +20,7 @@ cdef enum:                           # enum fuse_opcode
 cdef enum:
     HEAD_BYTES = 80                  # fuse_in_header and fuse_read_in or fuse_write_in, 40 bytes each
     IN_HEADER_BYTES = 40
-    PAYLOAD_BYTES = REQUEST_BYTES_MAX + PAGE_BYTES
+    PAYLOAD_BYTES = REQUEST_BYTES_MAX
     SPLICE_FLAGS = 0x380             # FUSE_SPLICE_READ, _MOVE, _WRITE: libfuse has a socket, which it must read
 
 cdef struct InHeader:                # struct fuse_in_header

@@ -7,7 +7,9 @@
 cdef enum:
     SLOTS_KEPT = 256                 # idle slots that a worker keeps
     LARGE_BYTES = 64 * 1024          # a buffer that was used to more than this is a large one
-    LARGE_KEPT = 8                   # idle slots with large buffers that a worker keeps as they are
+    LARGE_KEPT = 4                   # idle slots with large buffers that a worker keeps as they are
+    HUGE_SLOTS = 8                   # slots of each worker whose buffers are huge pages; they are used first
+    HUGE_BYTES = 2 * 1024 * 1024
 
 cdef struct Slot:
     Request r                        # the engine's, first: its address is the slot's
@@ -15,11 +17,13 @@ cdef struct Slot:
     int fd                           # the request came from here, and its answer must go there
     uint64_t next_offset             # FALLOCATE: what is left to do, see extents.pxi
     uint64_t end_offset
+    bint is_huge                     # one of those, which stay as long as the worker
     uint64_t touched                 # bytes of the buffer that have memory behind them, at most
     Head head
     unsigned char *payload
 
 cdef struct SlotList:
+    Slot *huge                       # these are taken first
     Slot *head
     uint32_t count
     uint32_t large
@@ -43,14 +47,35 @@ cdef void slot_free(Slot *slot) noexcept nogil:
     free(slot)
 
 
+cdef void slots_add_huge(SlotList *slots) noexcept nogil:
+    """Add the slots with huge pages, if there is memory for them; they are never given back."""
+    cdef Slot *several = <Slot *> calloc(HUGE_SLOTS, sizeof(Slot))
+    cdef void *payload = NULL
+    cdef int i
+    if several == NULL or posix_memalign(&payload, HUGE_BYTES, HUGE_SLOTS * PAYLOAD_BYTES):
+        free(several)
+        return
+    madvise(payload, HUGE_SLOTS * PAYLOAD_BYTES, MADV_HUGEPAGE)
+    for i in range(HUGE_SLOTS):
+        several[i].payload = <unsigned char *> payload + i * PAYLOAD_BYTES
+        several[i].is_huge = True
+        several[i].next = slots.huge
+        slots.huge = &several[i]
+
+
 cdef void slots_put(SlotList *slots, Slot *slot) noexcept nogil:
     """Keep a slot for later, or give it back to the system."""
+    if slot.is_huge:
+        slot.next = slots.huge
+        slots.huge = slot
+        return
     if slots.count >= SLOTS_KEPT:
         slot_free(slot)
         return
     if slot.touched > LARGE_BYTES:
         if slots.large >= LARGE_KEPT:
-            madvise(slot.payload, PAYLOAD_BYTES, MADV_DONTNEED)
+            if madvise(slot.payload, PAYLOAD_BYTES, MADV_DONTNEED_LOCKED) != 0:      # Linux 5.18
+                madvise(slot.payload, PAYLOAD_BYTES, MADV_DONTNEED)
             slot.touched = 0
         else:
             slots.large += 1
@@ -60,7 +85,11 @@ cdef void slots_put(SlotList *slots, Slot *slot) noexcept nogil:
 
 
 cdef Slot *slots_take(SlotList *slots) noexcept nogil:
-    cdef Slot *slot = slots.head
+    cdef Slot *slot = slots.huge
+    if slot != NULL:
+        slots.huge = slot.next
+        return slot
+    slot = slots.head
     if slot != NULL:
         slots.head = slot.next
         slots.count -= 1
@@ -70,7 +99,9 @@ cdef Slot *slots_take(SlotList *slots) noexcept nogil:
 
 
 cdef void slots_free(SlotList *slots) noexcept nogil:
-    cdef Slot *slot = slots_take(slots)
+    cdef Slot *slot
+    slots.huge = NULL                # two workers may have mixed them, and they end with the process anyway
+    slot = slots_take(slots)
     while slot != NULL:
         slot_free(slot)
         slot = slots_take(slots)

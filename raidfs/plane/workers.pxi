@@ -96,7 +96,7 @@ cdef void plane_deliver(void *context) noexcept nogil:
     pthread_mutex_unlock(&plane.e.mutex)
     deliver_chain(plane, r, &freed)
     atomic_add(&plane.delivering, -1)
-    if freed.head != NULL:
+    if freed.head != NULL or freed.huge != NULL:
         pthread_mutex_lock(&plane.mutex)
         slot = slots_take(&freed)
         while slot != NULL:
@@ -258,6 +258,10 @@ cdef void worker_run(Worker *worker) noexcept nogil:
     worker.thread = pthread_self()
     worker.life = RUNS
     pthread_mutex_unlock(&plane.mutex)
+    slots_add_huge(&worker.slots)
+    # Memory that we need while we write must not be got by writing something else: a loop device over the block file
+    # would have to wait for us. Refused without CAP_SYS_RESOURCE.
+    prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0)
     if plane.null_bytes:
         work_null(worker)
     elif worker.has_ring and ring_open(&worker.ring, RING_ENTRIES) < 0:
