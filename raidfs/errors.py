@@ -870,6 +870,29 @@ class BadRange(UsageError):
     template = "bytes {lo} to {hi} are no range of this array; give 0 <= lo < hi <= {size}, or 0 0 to lift"
 
 
+# ---- syncs -------------------------------------------------------------------------------------------------
+
+
+class SyncStopped(RaidfsError):
+    """A check is asked for while the user has stopped all syncs."""
+
+    template = "syncs were stopped with `raidfs idle`; let them go on first: raidfs resync"
+    errno = _errno.EBUSY
+
+
+class UnknownSyncAction(UsageError):
+    """No sync action of that name."""
+
+    template = "{action!r} is no action; there are resync, check, repair and idle"
+
+
+class SyncRuns(RaidfsError):
+    """A check is asked for while a sync runs; ``who`` does it."""
+
+    template = "{who} syncs the array at the moment; `raidfs wait` tells when it is over"
+    errno = _errno.EBUSY
+
+
 # ---- waiting for a sync ------------------------------------------------------------------------------------
 
 

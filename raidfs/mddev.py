@@ -36,6 +36,7 @@ from raidfs.errors import (
 )
 from raidfs.format.superblock import ROLE_FAULTY, Superblock
 from raidfs.lock.api import Mode
+from raidfs.remote_resync import RemoteResync
 from raidfs.units import SECTOR_BYTES
 
 log = logging.getLogger(__name__)
@@ -60,8 +61,9 @@ class Mddev:
         self.reconfig_mutex = reconfig_mutex
         self.devices = devices
         self.waiting_for_sync: int | None = None  # the slot that has added a leg and has not begun to sync (B6)
-        self.suspended: tuple[int, int, int] | None = None  # slot, low, high of a resync elsewhere, in sectors
-        self.recovery_map: set[int] = set()  # slots whose nodes left with an unfinished resync
+        self.remote = RemoteResync(array, channel.runtime.now)
+        self.on_work_left: Callable[[int], None] = lambda slot: None  # a node leaves with work in its slot
+        self.on_sync_action: Callable[[bool], None] = lambda frozen: None  # a user stops syncs, or lets them go on
         self.updates = 0
         self._channel = channel
         self._fence = fence
@@ -424,12 +426,8 @@ class Mddev:
         """
         await self.reconfig_mutex.lock("a node that has gone")
         try:
-            if self.suspended is not None and self.suspended[0] == slot:
-                log.warning("slot %d has gone while it resynced; its range is open again", slot)
-                self._lift()
             if self.waiting_for_sync == slot:
                 self.waiting_for_sync = None
-            await self.array.distrust_slot(slot)
             await self.update_sb()
             if self.devices.candidates:
                 for number in list(self.devices.candidates):
@@ -439,31 +437,27 @@ class Mddev:
         finally:
             self.reconfig_mutex.unlock()
 
-    async def remote_resync(self, slot: int, low: int, high: int) -> Result:
+    async def remote_resync(self, slot: int, low: int, high: int, code: int) -> Result:
         """See `raidfs.cluster.receiver.Mddev`."""
         if high == 0:
             self.waiting_for_sync = None
-            self._lift()
-            return Result.APPLIED
-        self.suspended = (slot, low, high)
-        start, end = low * SECTOR_BYTES, high * SECTOR_BYTES
-        self.array.port.engine.suspend(start, end)
-        await self.array.port.drain(start, end)
+        await self.remote.moved(slot, low, high, code)
         return Result.APPLIED
-
-    def _lift(self) -> None:
-        self.suspended = None
-        self.array.port.engine.suspend(0, 0)
 
     def remote_resync_started(self, slot: int) -> Result:
         """See `raidfs.cluster.receiver.Mddev`."""
         self.waiting_for_sync = None
-        log.info("slot %d has begun to resync", slot)
+        self.remote.started(slot)
         return Result.APPLIED
 
     def bitmap_needs_sync(self, slot: int) -> Result:
-        """See `raidfs.cluster.receiver.Mddev`: the slot's bits are on disk and wait there for a resync."""
-        self.recovery_map.add(slot)
+        """See `raidfs.cluster.receiver.Mddev`; the slot is taken over when the node has gone."""
+        self.on_work_left(slot)
+        return Result.APPLIED
+
+    def sync_action(self, *, frozen: bool) -> Result:
+        """See `raidfs.cluster.receiver.Mddev`; what runs here wants the token to end, so it is not waited for."""
+        self.on_sync_action(frozen)
         return Result.APPLIED
 
     async def new_disk(self, slot: int, device_uuid: bytes, number: int) -> Result:

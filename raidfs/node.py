@@ -7,9 +7,11 @@ Joining, all of it under ``token`` EX so that nobody else joins or changes metad
 3. look that all members speak our version of the protocol, and become a receiver of messages;
 4. prove with flock that no other lock manager's nodes use the images; read the metadata again, which may have changed
    before we had the token, and choose the legs;
-5. load the own slot's bits, and add those of every slot whose node does not run;
-6. unless read-only: make ``resync_offset = 0`` durable, then the own slot; from now on the engine may write;
-7. give the token back; messages are processed from now on, and the first one that is sent says that we are there.
+5. load the own slot's bits, and add those of every slot whose node does not run; suspend what another node resyncs;
+6. unless read-only: make ``resync_offset = 0`` durable, then the own slot, then clear the slots that were added; from
+   now on the engine may write;
+7. give the token back; messages are processed from now on, and the first one that is sent says that we are there: the
+   others watch us from then on, and only then anything is served.
 
 Leaving: drain, bitmap flushed, locks released. Losing the lock manager is losing the membership: the engine is fenced
 at once, every request gets EIO, and the node serves nothing but that until it is unmounted.
@@ -28,15 +30,25 @@ from raidfs.array.array import Array
 from raidfs.array.assemble import Assembly, assemble
 from raidfs.array.head import Candidate
 from raidfs.array.images import OpenImage
+from raidfs.array.resync import SyncAction
 from raidfs.array.search import Found
 from raidfs.backend import ThreadedLegs
 from raidfs.cluster.channel import Channel
 from raidfs.cluster.membership import Membership
+from raidfs.cluster.messages import Message, MessageType
 from raidfs.cluster.mutex import ReconfigMutex
 from raidfs.cluster.receiver import Receiver
 from raidfs.control.schema import NodeStatus, SyncStatus
 from raidfs.devices import Devices
-from raidfs.errors import LegInUseElsewhere, LockError, LockspaceLost, RaidfsError, SeveralImages, UnknownMethod
+from raidfs.errors import (
+    LegInUseElsewhere,
+    LockError,
+    LockspaceLost,
+    RaidfsError,
+    ReadOnlyNode,
+    SeveralImages,
+    UnknownSyncAction,
+)
 from raidfs.format.superblock import Superblock
 from raidfs.host import Host, LinuxHost
 from raidfs.hot_add import HotAdd
@@ -46,10 +58,14 @@ from raidfs.node_explain import node_explanation, to_json
 from raidfs.node_options import NodeOptions
 from raidfs.node_status import node_status
 from raidfs.runtime import Nursery, Runtime
+from raidfs.sync_status import sync_status
+from raidfs.sync_thread import SyncThread
+from raidfs.takeover import Takeover
 
 log = logging.getLogger(__name__)
 
 MEMBERS_REFRESH_S = 1.0  # how old the list of members in a status may be
+TAKEOVER_RETRY_S = 1.0  # after a takeover that an error ended
 
 
 class Volume:
@@ -86,9 +102,15 @@ class Node:
         self.devices = Devices(runtime, host, options, array)
         self.mddev = Mddev(array, self.devices, channel, channel.reconfig_mutex, self.fence, self._watch)
         self.hot_add = HotAdd(self.mddev, channel, self.devices)
+        self.takeover = Takeover(array, channel, self.mddev.remote, self._watch, array.legs_changed.wake_up)
+        self.sync = SyncThread(array, self.mddev, channel, self.takeover, options)
+        self.mddev.remote.on_end = self.sync.wake
+        self.mddev.on_work_left = self.takeover.left_with_work
+        self.mddev.on_sync_action = lambda frozen: self.sync.freeze(frozen=frozen)
         self.receiver = Receiver(channel, self.mddev)
         self._leaving = False
         self._watched: set[int] = set()
+        self._met: set[int] = set()  # slots whose nodes ran when this one joined
         self._nursery: Nursery | None = None
 
     @property
@@ -116,14 +138,31 @@ class Node:
 
     def sync_status(self) -> SyncStatus:
         """Return what is synced, by whom and how far, or what is due."""
-        needed = self.array.port.engine.statistics()["chunks_needed"]
-        if not needed:
-            return SyncStatus()
-        return SyncStatus(action="resync", state="pending", total_bytes=self.array.size_bytes)
+        return sync_status(self)
 
     async def sync_action(self, action: str) -> None:
-        """Begin or end a sync: ``resync``, ``check``, ``repair`` or ``idle`` (md: sync_action)."""
-        raise UnknownMethod(method="sync_action")
+        """Begin or end a sync: ``resync``, ``check``, ``repair`` or ``idle`` (md: sync_action).
+
+        ``idle`` stops what runs on any node and returns when it has stopped; nothing begins before ``resync``. Raises
+        UnknownSyncAction, SyncRuns, SyncStopped, MessageRefused and MessageNotAcknowledged.
+        """
+        if action in ("check", "repair"):
+            if self.array.read_only:
+                raise ReadOnlyNode()
+            await self.sync.request(SyncAction.CHECK if action == "check" else SyncAction.REPAIR)
+            return
+        if action not in ("idle", "resync"):
+            raise UnknownSyncAction(action=action)
+        frozen = action == "idle"
+        self.sync.freeze(frozen=frozen)
+        message = Message(MessageType.SYNC_ACTION, self.channel.slot, low=0 if frozen else 1)
+        await self.channel.sendmsg(message, mddev_locked=False)
+        if frozen:
+            await self.sync.wait_stopped(self.mddev.remote)
+
+    async def wait_for_syncs(self) -> bool:
+        """Return when no sync runs or is due anywhere; returns whether there was one to wait for."""
+        return await self.sync.wait_idle(self.mddev.remote)
 
     async def remove(self, path: str) -> None:
         """See `raidfs.hot_add.HotAdd.remove`."""
@@ -167,9 +206,18 @@ class Node:
             try:
                 await self.array.port.sweep()
                 self.devices.reap()
-                await self.array.review_doubt()
             except OSError as e:
                 log.warning("the bitmap was not written: %s", e.strerror)
+            self.sync.wake()  # chunks that the engine made NEEDED wake nobody
+
+    async def review_doubts(self) -> None:
+        """Trust chunks again that other nodes have ended with, as often as those sweep their bitmaps."""
+        while self.lost is None:
+            await self.runtime.sleep(self.array.assembly.bitmap.daemon_sleep_s, what="the next look at others' bitmaps")
+            try:
+                await self.takeover.review_doubts()
+            except (RaidfsError, OSError) as e:
+                log.warning("the bitmaps of other nodes were not read: %s", e)
 
     async def watch_membership(self) -> None:
         """Fence the engine as soon as the lock space is lost (P6)."""
@@ -180,6 +228,8 @@ class Node:
     async def watch_members(self, nursery: Nursery) -> None:
         """Keep the list of members, and a request on ``alive`` of each, whose grant says that it has gone."""
         self._nursery = nursery
+        for slot in sorted(self._met):
+            self._watch(slot)
         while self.lost is None:
             with contextlib.suppress(LockError):
                 await self.refresh()
@@ -195,19 +245,35 @@ class Node:
             log.warning("not all nodes have heard that this one has joined: %s", e)
 
     def _watch(self, slot: int) -> None:
-        if slot != self.membership.slot and slot not in self._watched and self._nursery is not None:
+        if self._nursery is None:
+            self._met.add(slot)  # while joining
+        elif slot != self.membership.slot and slot not in self._watched:
             self._watched.add(slot)
             self._nursery.start_soon(self._watch_peer, slot, name=f"watch slot {slot}")
 
     async def _watch_peer(self, slot: int) -> None:
         try:
             await self.membership.wait_gone(slot)
-            self._watched.discard(slot)
-            await self.refresh()
+        except RaidfsError as e:
+            if not (self._leaving or self.lost is not None):  # the lock space was left, which cancels the request
+                log.error("slot %d is not watched any more: %s", slot, e)
+            return
+        self._watched.discard(slot)
+        self.takeover.suspect(slot)
+        while not self._leaving and self.lost is None:
+            try:
+                await self.refresh()
+                await self._follow_the_dead(slot)
+                await self.takeover.peer_gone(slot)
+                return
+            except (RaidfsError, OSError) as e:
+                log.error("what slot %d has left is not taken over yet: %s", slot, e)
+                await self.runtime.sleep(TAKEOVER_RETRY_S, what="the time to try the takeover again")
+
+    async def _follow_the_dead(self, slot: int) -> None:
+        try:
             await self.mddev.peer_gone(slot)
-        except (RaidfsError, OSError) as e:
-            if self._leaving or self.lost is not None:
-                return  # the lock space was left, which cancels the request
+        except RaidfsError as e:
             log.error("after slot %d has gone: %s", slot, e)
 
     async def answer_failures(self) -> None:
@@ -238,6 +304,7 @@ class Node:
         images' flocks, which ours must not contradict.
         """
         array = self.array
+        await self.sync.stop()
         if self.lost is None:
             try:
                 # As a full member: a leg that fails now is recorded for all nodes like any other.
@@ -249,8 +316,18 @@ class Node:
         if self.membership.lockspace.lost is None:
             # As md's do_md_stop: with reconfig_mutex, and the receiver stopped before its locks go (D1).
             await self.mddev.reconfig_mutex.lock("leaving")
+            await self._hand_work_over()
             await self.receiver.stop()
         self._leaving = True
+
+    async def _hand_work_over(self) -> None:
+        """Tell the others if chunks of ours are still to be resynced (BITMAP_NEEDS_SYNC)."""
+        if self.lost is not None or not self.array.port.engine.statistics()["chunks_needed"]:
+            return
+        try:
+            await self.channel.sendmsg(Message(MessageType.BITMAP_NEEDS_SYNC, self.channel.slot), mddev_locked=True)
+        except RaidfsError as e:
+            log.warning("leaving: %s", e)
 
 
 @contextlib.asynccontextmanager
@@ -295,16 +372,19 @@ async def _joined(
                 cleanup.callback(backend.close)
                 node.devices.began(images)
                 nursery.start_soon(backend.run, name="leg backend")
-                await _load(array, membership)
+                await _load(node)
                 node.mddev.loaded()
                 node.receiver.already_in_cluster()
             await node.refresh()
             nursery.start_soon(node.watch_membership, name="membership")
             nursery.start_soon(node.watch_members, nursery, name="members")
-            nursery.start_soon(node.announce, name="announcement")
             nursery.start_soon(node.answer_failures, name="leg failures")
+            nursery.start_soon(node.review_doubts, name="doubts")
+            # Before anything is served: who is not heard of is not watched, and nobody would take over what it leaves.
+            await node.announce()
             if not options.read_only:
                 nursery.start_soon(node.sweep_bitmap, name="bitmap sweep")
+                nursery.start_soon(node.sync.run, name="sync")
             _log_joined(node)
             try:
                 yield node
@@ -376,22 +456,16 @@ def _check_legs_of_others(assembly: Assembly) -> None:
         raise LegInUseElsewhere(role=min(in_use))
 
 
-async def _load(array: Array, membership: Membership) -> None:
-    assert membership.slot is not None
-    await array.load(membership.slot)
-    for slot in range(membership.nodes):
-        if slot == membership.slot:
-            continue
-        async with membership.idle_slot(slot) as idle:
-            if not idle:
-                await array.distrust_slot(slot)
-            else:
-                found = array.import_slot(await array.read_slot(slot))
-                if found and not array.read_only:
-                    log.info("slot %d, whose node does not run, has %d dirty chunks: taken over", slot, found)
-    if not array.read_only:
-        await array.make_active()
-        await array.activate()
+async def _load(node: Node) -> None:
+    array = node.array
+    await array.load(node.channel.slot)
+    for slot, _, value in await node.channel.values():
+        if value is not None and value.high:  # a sync is under way there (6.1, step 10)
+            node.mddev.remote.found(slot, value.low, value.high)
+    async with node.takeover.slots():
+        if not array.read_only:
+            await array.make_active()
+            await array.activate()
 
 
 def _log_joined(node: Node) -> None:

@@ -19,6 +19,8 @@ IDLE = frozenset(
         "a message",
         "a leg to fail",
         "the next sweep of the bitmap",
+        "the next look at others' bitmaps",
+        "something to sync",
         "the next look at the members",
         "the next look who has not acknowledged",
     }

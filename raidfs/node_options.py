@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from raidfs.array.resync import WINDOW_BYTES_MAX, WINDOW_BYTES_MIN
 from raidfs.faults import Fault
 
 
@@ -18,6 +19,9 @@ class NodeOptions:
     ``buffered`` opens legs without O_DIRECT, which only one host at a time may do. ``search`` are directories in which
     images are looked for that were not named: legs that other nodes add. ``faults`` are to happen to the
     I/O of the legs, see `raidfs.faults`.
+    ``sync_speed_min`` and ``sync_speed_max`` bound the speed of a sync in KiB/s as md's do (0: no bound): above the
+    minimum it gives way to users. ``sync_stall_ms`` is how long a sync may hold a write up, on any node; its windows
+    are as large as that allows, within ``sync_window_bytes`` (smallest, largest).
     """
 
     images: tuple[str, ...]
@@ -30,3 +34,7 @@ class NodeOptions:
     buffered: bool = False
     search: tuple[str, ...] = ()
     faults: tuple[Fault, ...] = ()
+    sync_speed_min: int = 1000
+    sync_speed_max: int = 0
+    sync_stall_ms: int = 50
+    sync_window_bytes: tuple[int, int] = (WINDOW_BYTES_MIN, WINDOW_BYTES_MAX)

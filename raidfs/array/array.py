@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from raidfs._core import LEGS_LIMIT, Engine, EventKind, LegState
 from raidfs.array.assemble import Assembly
+from raidfs.array.doubt import Doubts
 from raidfs.array.images import OpenImage
 from raidfs.array.legs import ArrayLeg, LegImage, assembled_legs
 from raidfs.array.metadata import Metadata
@@ -63,7 +64,7 @@ class Array:
         self.size_bytes = _served_bytes(assembly, images, self.block_bytes)
         self.slot: int | None = None
         self.fenced = False
-        self._doubt: dict[int, int] = {}  # by slot: the bits of chunks that are read from the first leg only
+        self.doubts = Doubts(self.layout, self.port.engine)
         self.failed: list[tuple[int, int]] = []  # (leg, errno) that the engine reported and nobody has answered
         self.failures = runtime.wait_queue()
         self.legs_changed = runtime.wait_queue()  # woken whenever a leg, its state or the number of positions changes
@@ -135,30 +136,28 @@ class Array:
         other = BitmapSuperblock.decode(data, path=self.legs[0].path, slot=-1)
         return self.port.engine.import_bits(data, in_sync_below=self._in_sync_below(other))
 
-    async def distrust_slot(self, slot: int) -> None:
-        """Read the dirty chunks of another node's slot from the first leg only: a write may have reached only some.
+    async def clear_slot(self, slot: int, data: bytes) -> None:
+        """Clear all bits of another node's slot on all legs, durably; ``data`` is what it holds.
 
-        Chunks that the other node merely was writing to are included, since its bits do not tell the difference; see
-        `review_doubt`.
+        A leg that cannot be written is reported as failed.
         """
-        self._doubt[slot] = int.from_bytes(await self.read_slot(slot), "little") >> 8 * BITMAP_SUPER_BYTES
-        self._publish_doubt()
+        legs = [leg for leg in self.legs if leg.state in (LegState.IN_SYNC, LegState.RECOVERING)]
+        cleared = data[:BITMAP_SUPER_BYTES] + bytes(len(data) - BITMAP_SUPER_BYTES)
+        offset = self.layout.slot_offset_bytes(slot)
+        errors = await self.port.leg_writes([(leg.index, offset, cleared) for leg in legs])
+        for leg, error in zip(legs, errors, strict=True):
+            if error is not None and not self.fenced:
+                log.error("%s: slot %d could not be cleared: %s", leg.path, slot, error.strerror)
+                self.port.engine.block_leg(leg.index)
+                self.report_failed(leg.index, error.errno or 0)
 
-    async def review_doubt(self) -> None:
-        """Trust chunks again whose bits have been cleared on disk meanwhile: all legs agree there then."""
-        for slot, doubted in list(self._doubt.items()):
-            still = doubted & int.from_bytes(await self.read_slot(slot), "little") >> 8 * BITMAP_SUPER_BYTES
-            if still != doubted:
-                self._doubt[slot] = still
-                self._publish_doubt()
+    def has_blocked_legs(self) -> bool:
+        """Whether a leg has failed, and that is not recorded yet."""
+        return any(leg["blocked"] for leg in self.port.engine.statistics()["legs"])
 
-    def _publish_doubt(self) -> None:
-        self._doubt = {slot: doubted for slot, doubted in self._doubt.items() if doubted}
-        together = 0
-        for doubted in self._doubt.values():
-            together |= doubted
-        size = self.layout.slot_bytes
-        self.port.engine.read_first_where((together << 8 * BITMAP_SUPER_BYTES).to_bytes(size, "little"))
+    def only_one_in_sync(self) -> bool:
+        """Whether all reads go to one leg in any case."""
+        return sum(leg.state == LegState.IN_SYNC for leg in self.legs) < 2
 
     def _in_sync_below(self, bitmap: BitmapSuperblock) -> int:
         # md_bitmap_init_from_disk: a set bit below resync_offset needs no resync, unless the array is degraded and the

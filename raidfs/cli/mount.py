@@ -93,6 +93,27 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="look here too for images that other nodes add, or that are not named; may be given more than once "
         "(always looked in: the directories of the images that are named, and /dev)",
     )
+    parser.add_argument(
+        "--sync-speed-min",
+        type=_count,
+        metavar="KIB",
+        default=1000,
+        help="what a sync of this node does at least, in KiB/s; above it, it gives way to users (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--sync-speed-max",
+        type=_count,
+        metavar="KIB",
+        default=0,
+        help="what a sync of this node does at most, in KiB/s; 0 is no limit (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--sync-stall-ms",
+        type=_count,
+        metavar="MS",
+        default=50,
+        help="how long a sync of this node may hold a write up, on any node (default: %(default)s)",
+    )
     parser.add_argument("--foreground", action="store_true", help="be the node in this process; SIGTERM unmounts")
     parser.add_argument("--plane", choices=PLANES, default=PLANES[0], help="who serves data (default: %(default)s)")
     parser.add_argument(
@@ -104,6 +125,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     # The pipe to the process that started this one, see raidfs.mount.launch.
     parser.add_argument("--status-fd", type=int, help=argparse.SUPPRESS)
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} is less than 0")
+    return number
 
 
 def run(args: argparse.Namespace) -> int:
@@ -120,6 +148,9 @@ def run(args: argparse.Namespace) -> int:
             cluster_name=args.cluster_name,
             buffered=args.buffered,
             search=tuple(map(os.path.abspath, args.search)),
+            sync_speed_min=args.sync_speed_min,
+            sync_speed_max=args.sync_speed_max,
+            sync_stall_ms=args.sync_stall_ms,
             faults=_faults(args.fault, args.images),
         ),
         plane=args.plane,

@@ -236,7 +236,7 @@ class Channel:
     async def _check_results(self, message: Message) -> None:
         """Read what every other member has made of the message; all of them have dropped ``ack``."""
         refusals = []
-        for slot, client, value in await self._values():
+        for slot, client, value in await self.values():
             if value is None or value.sequence != message.sequence:
                 refusals.append((slot, client, "it did not say what it made of it"))
             elif value.result != Result.APPLIED:
@@ -246,8 +246,8 @@ class Channel:
             reasons = "; ".join(f"{client} (slot {slot}): {reason}" for slot, client, reason in refusals)
             raise MessageRefused(message=message.type_name, refusals=reasons)
 
-    async def _values(self) -> list[tuple[int, str, SlotValue | None]]:
-        """Return what every other member publishes of itself, by slot; all of them are asked at once."""
+    async def values(self) -> list[tuple[int, str, SlotValue | None]]:
+        """Return what every other member publishes of itself, by slot; all are asked at once, under the token."""
         members = await self.membership.members()
         members.pop(self.slot, None)
         found: dict[int, SlotValue | LockError | None] = {}
@@ -353,7 +353,7 @@ class Channel:
         """Raise ProtocolMismatch when a member speaks another version; under the token, before becoming a receiver."""
         others = [
             (slot, client, value.protocol if value is not None else "unknown")
-            for slot, client, value in await self._values()
+            for slot, client, value in await self.values()
             if value is None or value.protocol != PROTOCOL_VERSION
         ]
         for _, client, theirs in await self._still_members(others):

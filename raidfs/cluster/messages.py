@@ -47,6 +47,7 @@ class MessageType(enum.IntEnum):
     CHANGE_CAPACITY = 6
     BITMAP_RESIZE = 7
     RESYNCING_START = 8
+    SYNC_ACTION = 9
 
 
 class Result(enum.IntEnum):
@@ -104,7 +105,8 @@ class Message:
     """One message.
 
     ``low`` and ``high`` are the payload as two numbers: a range in sectors for RESYNCING, the event count and the size
-    in sectors for METADATA_UPDATED, CHANGE_CAPACITY and BITMAP_RESIZE.
+    in sectors for METADATA_UPDATED, CHANGE_CAPACITY and BITMAP_RESIZE, 0 (idle) or 1 (resync) for SYNC_ACTION.
+    ``raid_slot`` is the number of a device, or what is done for RESYNCING (`raidfs.remote_resync.resyncing_code`).
     """
 
     type: int

@@ -68,8 +68,11 @@ class Mddev(Protocol):
     def barrier_passed(self) -> None:
         """The sender has every node's acknowledgement: what had to wait for all of them may go on."""
 
-    async def remote_resync(self, slot: int, low: int, high: int) -> Result:
-        """Suspend the range [low, high) sectors that another node resyncs; 0, 0 ends it (process_suspend_info)."""
+    async def remote_resync(self, slot: int, low: int, high: int, code: int) -> Result:
+        """Suspend the range [low, high) sectors that another node resyncs; 0, 0 ends it (process_suspend_info).
+
+        ``code`` says what is done there.
+        """
 
     def remote_resync_started(self, slot: int) -> Result:
         """Another node has begun to resync: spares may be activated again (RESYNCING_START)."""
@@ -82,6 +85,9 @@ class Mddev(Protocol):
 
     def bitmap_needs_sync(self, slot: int) -> Result:
         """A node has left with an unfinished resync: its slot has to be taken over (BITMAP_NEEDS_SYNC)."""
+
+    def sync_action(self, *, frozen: bool) -> Result:
+        """A user has stopped all syncs, or lets them go on (SYNC_ACTION)."""
 
     def change_capacity(self, size_sectors: int) -> Result:
         """All nodes can hold the new size: publish it (CHANGE_CAPACITY)."""
@@ -194,11 +200,13 @@ class Receiver:
             case MessageType.METADATA_UPDATED:
                 return await self.process_metadata_updated(message)
             case MessageType.RESYNCING:
-                return await mddev.remote_resync(message.slot, message.low, message.high)
+                return await mddev.remote_resync(message.slot, message.low, message.high, message.raid_slot)
             case MessageType.RESYNCING_START:
                 return mddev.remote_resync_started(message.slot)
             case MessageType.BITMAP_NEEDS_SYNC:
                 return mddev.bitmap_needs_sync(message.slot)
+            case MessageType.SYNC_ACTION:
+                return mddev.sync_action(frozen=message.low == 0)
             case MessageType.CHANGE_CAPACITY:
                 return mddev.change_capacity(message.high)
             case MessageType.NEWDISK | MessageType.RE_ADD:

@@ -32,4 +32,7 @@ class MountOptions:
             words += ["--fault", fault.text]
         for directory in node.search:
             words += ["--search", directory]
+        for option in ("sync_speed_min", "sync_speed_max", "sync_stall_ms"):
+            if getattr(node, option) != getattr(NodeOptions, option):
+                words += [f"--{option.replace('_', '-')}", str(getattr(node, option))]
         return [*words, "--", *node.images, self.mountpoint]

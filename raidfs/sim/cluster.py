@@ -39,7 +39,7 @@ from raidfs.sim.checkers import (
 from raidfs.sim.disk_view import DiskView
 from raidfs.sim.disks import SimDisk
 from raidfs.sim.host import SimHost, SimStorage
-from raidfs.sim.layout import format_disks, sim_layout
+from raidfs.sim.layout import CHUNK_BYTES, format_disks, sim_layout
 from raidfs.sim.leg_checker import LegChecker
 from raidfs.sim.locks import SimulatedLocks
 from raidfs.sim.message_checker import MessageChecker
@@ -59,6 +59,7 @@ PCT_STEPS = 3000  # how long a schedule is expected to be
 HEAL_LOOK_S = 0.5  # how often a user looks whether the array has healed
 MESSAGE_DELAY_CHANCE = 0.2
 MESSAGE_DELAY_S_MAX = 0.002
+SYNC_WINDOW_BYTES = (2 * SECTOR_BYTES, CHUNKS * CHUNK_BYTES // 2)  # so that a resync of the array is some windows
 UNKNOWN_TYPE = 77  # of a message from the future
 
 
@@ -342,7 +343,13 @@ class Cluster:
 
     async def _node(self, run: Run) -> None:
         runtime = SimRuntime(self.stepper, run.host.group)
-        options = NodeOptions(images=self._images(run), client_name=run.name, lock="simulated", run=True)
+        options = NodeOptions(
+            images=self._images(run),
+            client_name=run.name,
+            lock="simulated",
+            run=True,
+            sync_window_bytes=SYNC_WINDOW_BYTES,
+        )
         joining = self._expect(run, "to join")
         async with open_node(runtime, options, run.host) as node:
             joining.cancel()

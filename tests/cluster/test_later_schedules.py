@@ -10,9 +10,7 @@ import importlib
 
 import pytest
 
-RESYNC = "raidfs.array.resync"
 LEGS = "raidfs.hot_add"
-TAKEOVER = "raidfs.cluster.takeover"
 RESIZE = "raidfs.array.resize"
 
 LATER = [
@@ -20,18 +18,10 @@ LATER = [
     ("B5: NEWDISK is not confirmed in time", LEGS),
     ("B6: a spare is in sync without having been copied", LEGS),
     ("B7: re-add while recovering", LEGS),
-    ("B8: the resync lock is tried once and never again", RESYNC),
-    ("B9: stop while waiting for a slot's bitmap or for resync", RESYNC),
-    ("B14: every node resyncs the same region again", RESYNC),
-    ("B15: a node that leaves during its resync says that it is finished", RESYNC),
-    ("B16: a resync elsewhere shows as pending", RESYNC),
-    ("B17: the range of a dead node is open before its bitmap is taken over", TAKEOVER),
     ("B18: a leg is dropped while the legs are walked", LEGS),
-    ("W5: a dead node's only dirty chunk is chunk 0", TAKEOVER),
     ("W6: the wait for NEWDISK depends on the clock rate", LEGS),
     ("W7: a failed add is not announced", LEGS),
     ("W8: a resize that is taken back announces the new size", RESIZE),
-    ("W9: one suspended range", RESYNC),
     ("W10: bits of other slots are read without a lock at re-add", LEGS),
     ("W13: a new leg has only its own slots", LEGS),
 ]

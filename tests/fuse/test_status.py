@@ -56,16 +56,20 @@ def test_the_counters_can_be_asked_for_alone(member: Node) -> None:
         assert node.call("statistics") == dataclasses.asdict(member.status().engine)
 
 
-def test_an_array_without_assume_clean_waits_for_its_first_resync(
+def test_an_array_without_assume_clean_is_resynced_by_itself(
     short_path: pathlib.Path, directories: list[pathlib.Path]
 ) -> None:
     images = [short_path / "x.img", short_path / "y.img"]
     assert raidfs("create", "--size", "64M", *images).returncode == 0
-    for _ in range(2):  # it still waits after a clean stop
-        assert raidfs("mount", *images, directories[0]).returncode == 0
-        assert "\n      \tresync=PENDING\n" in raidfs("status", directories[0]).stdout
-        assert "resyncing (PENDING)" in raidfs("status", directories[0], "--detail").stdout
+    for _ in range(2):  # it goes on after a clean stop
+        assert raidfs("mount", "--sync-speed-max", "1000", *images, directories[0]).returncode == 0
+        assert "resync = " in raidfs("status", directories[0]).stdout
+        assert "resyncing" in raidfs("status", directories[0], "--detail").stdout
         assert raidfs("umount", directories[0]).returncode == 0
+    assert raidfs("mount", *images, directories[0]).returncode == 0
+    assert raidfs("wait", directories[0]).returncode == 0
+    assert "resync" not in raidfs("status", directories[0]).stdout
+    assert raidfs("umount", directories[0]).returncode == 0
 
 
 def test_the_exit_code_of_a_test_tells_fine_degraded_and_nobody_there(

@@ -44,6 +44,25 @@ class Images:
         data = Path(self.paths[leg]).read_bytes()[8192 + slot * 4096 : 8192 + (slot + 1) * 4096]
         return count_dirty(data[256:], 4 * MIB // CHUNK)
 
+    def dirty_everywhere(self) -> int:
+        """How many bits are set, over all slots and legs."""
+        return sum(self.dirty(slot, leg) for slot in range(4) for leg in range(len(self.paths)))
+
+    def set_bits(self, slot: int, chunks: list[int]) -> None:
+        """Leave a slot as a node does that died after writes to these chunks."""
+        bits = sum(1 << chunk for chunk in chunks).to_bytes(4 * MIB // CHUNK // 8, "little")
+        for path in self.paths:
+            with open(path, "r+b") as file:
+                file.seek(8192 + slot * 4096 + 256)
+                file.write(bits)
+
+    def scribble(self, leg: int, offset: int, data: bytes) -> None:
+        """Change the data of one leg behind everybody's back."""
+        start = self.superblocks()[leg].data_offset_sectors * 512
+        with open(self.paths[leg], "r+b") as file:
+            file.seek(start + offset)
+            file.write(data)
+
 
 def answers(path: str) -> bool:
     with socket.socket(socket.AF_UNIX) as one:

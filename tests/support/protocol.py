@@ -61,7 +61,7 @@ class NotingMddev:
     def barrier_passed(self) -> None:
         pass
 
-    async def remote_resync(self, slot: int, low: int, high: int) -> Result:
+    async def remote_resync(self, slot: int, low: int, high: int, code: int) -> Result:
         self.applied.append(("RESYNCING", low))
         return self.answer
 
@@ -79,6 +79,10 @@ class NotingMddev:
 
     def bitmap_needs_sync(self, slot: int) -> Result:
         self.applied.append(("BITMAP_NEEDS_SYNC", slot))
+        return self.answer
+
+    def sync_action(self, *, frozen: bool) -> Result:
+        self.applied.append(("SYNC_ACTION", int(frozen)))
         return self.answer
 
     def change_capacity(self, size_sectors: int) -> Result:

@@ -1,0 +1,218 @@
+"""The task of a node that heals the array and checks it (md: md_do_sync and the thread that starts it).
+
+It sleeps until something is due: chunks of ours are NEEDED and there are two legs to make equal; a leg is recovering; a
+spare can take a vacant position; the user asked for a check. Then
+
+1. ``resync`` in EX, waiting for whoever has it; afterwards it looks again whether anything is still due (B8);
+2. a look at all slots: whoever had ``resync`` before us may have died with it (`raidfs.takeover`);
+3. RESYNCING_START; spares are given positions. Only the holder of ``resync`` does that, and only it ever calls a leg
+   in sync, so none can be in sync that was not copied (B6);
+4. passes over what `Engine.next_to_sync` names, until it names nothing (`raidfs.sync_pass`);
+5. the legs are in sync: one metadata update; RESYNCING(0, 0); ``resync`` goes back to NL.
+
+Left half-way it says (0, 0), so that the others' chunks count as NEEDED again; except when the node leaves: then it
+says nothing (B15), ``resync`` goes with the lock space, and whoever takes our slot over goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from raidfs._core import LegState
+from raidfs.array.array import Array
+from raidfs.array.resync import SyncAction
+from raidfs.cluster.channel import Channel
+from raidfs.cluster.messages import Message, MessageType
+from raidfs.errors import RaidfsError, SyncRuns, SyncStopped
+from raidfs.lock.api import Mode
+from raidfs.mddev import Mddev
+from raidfs.node_options import NodeOptions
+from raidfs.remote_resync import RemoteResync
+from raidfs.runtime import CancelScope
+from raidfs.sync_pass import SyncInterrupted, SyncPass
+from raidfs.takeover import Takeover
+
+log = logging.getLogger(__name__)
+
+LEGS_CHANGED_S = 0.5  # after a sync that a change of the legs ended: failures are recorded meanwhile
+RETRY_S = 2.0  # after a sync that an error ended
+ASK_AGAIN_S = 0.2
+RETRY_S_MAX = 60.0  # when it goes on like that: each time twice as long
+
+
+class SyncThread:
+    """The sync of one node. `run` it in the node's nursery; ``wake`` it when something may have become due."""
+
+    def __init__(self, array: Array, mddev: Mddev, channel: Channel, takeover: Takeover, options: NodeOptions) -> None:
+        self.frozen = False
+        self.waiting = False  # for ``resync``
+        self.current: SyncPass | None = None
+        self.last: tuple[SyncAction, bool] | None = None  # what was done last, and whether it came to its end
+        self._array = array
+        self._mddev = mddev
+        self._channel = channel
+        self._takeover = takeover
+        self._options = options
+        self._runtime = channel.runtime
+        self._wanted: SyncAction | None = None  # check or repair
+        self._queue = array.legs_changed
+        self._scope: CancelScope | None = None
+        self._stopping = False
+        self._running = False
+        takeover.on_bits_found = self._bits_found
+
+    def wake(self) -> None:
+        """Look again whether something is due."""
+        self._queue.wake_up()
+
+    def is_due(self) -> bool:
+        """Whether there is something to do now."""
+        return self.due_action() is not None and not (self.frozen or self._array.fenced)
+
+    def due_action(self) -> SyncAction | None:
+        """Return what should be done next, stopped or not: legs made complete or equal, then what the user asks."""
+        array = self._array
+        if array.recovering() or array.spares_to_activate():
+            return SyncAction.RECOVER
+        writable = sum(leg.state in (LegState.IN_SYNC, LegState.RECOVERING) for leg in array.legs)
+        if writable > 1 and array.port.engine.statistics()["chunks_needed"]:
+            return SyncAction.RESYNC
+        return self._wanted
+
+    # ---- requests --------------------------------------------------------------------------------------------------
+
+    async def request(self, action: SyncAction) -> None:
+        """Check or repair, after what has to be healed is healed; raises SyncStopped, SyncRuns."""
+        if self.frozen:
+            raise SyncStopped()
+        holder = await self._holder()
+        if holder is not None or self._wanted is not None:
+            raise SyncRuns(who=holder or "this node")
+        self._wanted = action
+        self.wake()
+
+    def freeze(self, *, frozen: bool) -> None:
+        """Stop what runs here and begin nothing, or go on (md: ``frozen``); `wait_stopped` waits for the end."""
+        self.frozen = frozen
+        if frozen:
+            self._wanted = None
+            if self._scope is not None:
+                self._scope.cancel()
+        self.wake()
+
+    async def wait_stopped(self, remote: RemoteResync) -> None:
+        """Return when nothing runs any more that was stopped, here or elsewhere."""
+        await self._queue.wait_event(lambda: self._scope is None and remote.slot is None, what="the sync to stop")
+
+    async def stop(self) -> None:
+        """The node leaves: end, without a word to the others (B15); the lock space ends ``resync``."""
+        self._stopping = True
+        if self._scope is not None:
+            self._scope.cancel()
+        self.wake()
+        await self._queue.wait_event(lambda: not self._running, what="the sync of this node to end")
+
+    async def wait_idle(self, remote: RemoteResync) -> bool:
+        """Return when no sync runs, here or elsewhere, and none is due here; returns whether there was one to wait for.
+
+        What another node has not begun yet shows as its wait for ``resync``.
+        """
+        waited = False
+        while True:
+            if not (self._is_at_it(remote) or await self._is_asked_for()):
+                return waited
+            waited = True
+            await self._queue.wait_event(lambda: not self._is_at_it(remote), what="all syncs to end")
+            if await self._is_asked_for():
+                await self._runtime.sleep(ASK_AGAIN_S, what="another node's sync to begin or end")
+
+    def _is_at_it(self, remote: RemoteResync) -> bool:
+        return self._scope is not None or self.is_due() or remote.slot is not None
+
+    async def _is_asked_for(self) -> bool:
+        return any(
+            lock.granted is Mode.EX or lock.requested is Mode.EX
+            for resource in await self._channel.lockspace.query()
+            if resource.name == "resync"
+            for lock in resource.locks
+        )
+
+    async def _holder(self) -> str | None:
+        for resource in await self._channel.lockspace.query():
+            if resource.name == "resync":
+                return next((lock.client for lock in resource.locks if lock.granted is Mode.EX), None)
+        return None
+
+    # ---- the task --------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Sync whatever becomes due, until `stop`."""
+        self._running = True
+        try:
+            retry_s = RETRY_S
+            while True:
+                await self._queue.wait_event(lambda: self._stopping or self.is_due(), what="something to sync")
+                if self._stopping:
+                    return
+                with self._runtime.cancel_scope() as self._scope:
+                    try:
+                        await self._turn()
+                        retry_s = RETRY_S
+                    except SyncInterrupted as e:
+                        log.info("the sync begins again: %s", e)
+                        await self._runtime.sleep(LEGS_CHANGED_S, what="the time to sync again")
+                    except (RaidfsError, OSError) as e:
+                        if not self._array.fenced:
+                            log.error("the sync was given up: %s; it will be tried again", e)
+                        await self._runtime.sleep(retry_s, what="the time to sync again")
+                        retry_s = min(2 * retry_s, RETRY_S_MAX)
+                self._scope = None
+                self._queue.wake_up()
+        finally:
+            self._scope = None
+            self._running = False
+            self._queue.wake_up()
+
+    async def _turn(self) -> None:
+        resync = await self._channel.membership.lock("resync")
+        try:
+            self.waiting = True
+            await resync.convert(Mode.EX)
+            self.waiting = False
+            if self.is_due():
+                await self._sync()
+        finally:
+            self.waiting = False
+            if not self._stopping:  # else it goes with the lock space, our slot with it
+                await self._release()
+
+    async def _release(self) -> None:
+        resync = await self._channel.membership.lock("resync")
+        if self._channel.lockspace.lost is None and resync.mode is not Mode.NL:
+            with self._runtime.cancel_scope(shield=True):
+                await resync.convert(Mode.NL)
+
+    async def _sync(self) -> None:
+        channel = self._channel
+        await self._takeover.look()
+        await channel.sendmsg(Message(MessageType.RESYNCING_START, channel.slot), False)
+        sync = self.current = SyncPass(self._array, self._mddev, channel, self._options)
+        try:
+            if self._array.spares_to_activate():
+                await self._mddev.activate_spares()
+            while (action := self.due_action()) is not None:
+                self.last = (action, False)
+                if action in (SyncAction.CHECK, SyncAction.REPAIR):
+                    self._wanted = None
+                    await sync.compare(action)
+                else:
+                    await sync.heal()
+                self.last = (action, True)
+        finally:
+            with self._runtime.cancel_scope(shield=True):
+                await sync.end(leaving=self._stopping)
+            self.current = None
+
+    def _bits_found(self) -> None:
+        if self.current is not None:
+            self.current.bits_found()
