@@ -10,7 +10,7 @@ import importlib
 
 import pytest
 
-LEGS = "raidfs.hot_add"
+LEGS = "tests.cluster.test_leg_schedules"
 RESIZE = "raidfs.array.resize"
 
 LATER = [
