@@ -354,7 +354,7 @@ async def open_node(runtime: Runtime, options: NodeOptions, host: Host | None = 
 async def _joined(
     runtime: Runtime, options: NodeOptions, host: Host, lockspace: Lockspace, first: Assembly
 ) -> AsyncIterator[Node]:
-    membership = Membership(lockspace, first.nodes)
+    membership = Membership(runtime, lockspace, first.nodes)
     with contextlib.ExitStack() as cleanup:
         async with runtime.open_nursery() as nursery:
             async with membership.token():

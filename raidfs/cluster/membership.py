@@ -11,8 +11,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Callable
 
-from raidfs.errors import LockRefused, NoFreeSlot, SlotOutOfRange, SlotTaken
+from raidfs.errors import LockRefused, LockspaceLost, NoFreeSlot, SlotOutOfRange, SlotTaken
 from raidfs.lock.api import Lock, Lockspace, Mode
+from raidfs.runtime import Runtime
 
 
 def alive_name(slot: int) -> str:
@@ -28,7 +29,8 @@ def bitmap_name(slot: int) -> str:
 class Membership:
     """The locks by which a node is a member of an array's lock space."""
 
-    def __init__(self, lockspace: Lockspace, nodes: int) -> None:
+    def __init__(self, runtime: Runtime, lockspace: Lockspace, nodes: int) -> None:
+        self._runtime = runtime
         self.lockspace = lockspace
         self.nodes = nodes
         self.slot: int | None = None
@@ -51,8 +53,7 @@ class Membership:
             await token.convert(Mode.EX)
             yield
         finally:
-            if self.lockspace.lost is None and token.mode is not Mode.NL:
-                await token.convert(Mode.NL)
+            await self._give_back(token)
 
     async def claim_slot(self, wanted: int | None = None) -> int:
         """Claim ``wanted`` or the lowest free slot and its bitmap; to be called under the token.
@@ -96,21 +97,30 @@ class Membership:
         """Hold another slot's bitmap for a block if its node does not run; yields whether that is so."""
         bitmap = await self.lock(bitmap_name(slot))
         try:
-            await bitmap.convert(Mode.PW, noqueue=True)
-        except LockRefused:
-            yield False
-            return
-        try:
-            yield True
+            try:
+                await bitmap.convert(Mode.PW, noqueue=True)
+            except LockRefused:
+                is_idle = False
+            else:
+                is_idle = True
+            yield is_idle
         finally:
-            if self.lockspace.lost is None:
-                await bitmap.convert(Mode.NL)
+            await self._give_back(bitmap)
+
+    async def _give_back(self, lock: Lock) -> None:
+        """Convert to NL, also while being cancelled: a wait that was cancelled may have been granted just before."""
+        if self.lockspace.lost is not None or lock.mode is Mode.NL:
+            return
+        with self._runtime.cancel_scope(shield=True), contextlib.suppress(LockspaceLost):
+            await lock.convert(Mode.NL)
 
     async def wait_gone(self, slot: int) -> None:
         """Return when the owner of another slot has gone: left, or died and its locks were purged (section 2.4)."""
         alive = await self.lock(alive_name(slot))
-        await alive.convert(Mode.PR)
-        await alive.convert(Mode.NL)
+        try:
+            await alive.convert(Mode.PR)
+        finally:
+            await self._give_back(alive)
 
     async def alone(self) -> bool:
         """Tell whether no other slot is alive; the answer holds as long as the caller holds the token."""

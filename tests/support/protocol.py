@@ -107,7 +107,7 @@ class Member:
 
     async def join(self, *, receive: bool = True) -> None:
         lockspace = await self.client.hub.open_lockspace("array", cluster_name="c", client=self.name)
-        membership = Membership(lockspace, NODES)
+        membership = Membership(self.runtime, lockspace, NODES)
         async with membership.token():
             slot = await membership.claim_slot()
             self.channel = Channel(self.runtime, membership, self.mutex, slot)
