@@ -502,8 +502,8 @@ def check_healed(view: DiskView, report: Report) -> None:
     freshest = view.freshest
     if len(disks) < min(freshest.raid_disks, len(disks) + len(view.usable_spares())):
         report("healed", f"{len(disks)} of {freshest.raid_disks} legs are in sync, and there are disks for more")
-    if len(disks) < freshest.raid_disks:
-        return  # the bits stay, for the leg that comes back
+    if len(disks) < freshest.raid_disks or freshest.raid_disks == 1:
+        return  # the bits stay, for the leg that comes back or is the second one
     for disk in disks:
         if view.dirty(disk):
             report("healed", f"{disk.name} has bits {view.dirty(disk):b} still")

@@ -121,6 +121,7 @@ class Cluster:
         self.legs = LegChecker(self.view, self.storage.disks, self.syncs.syncs, self.report)
         self.data = DataChecker(self.layout, self.metadata, self.syncs.is_copy, self.report)
         self.messages = MessageChecker(self.lock_checker, self.report, self._count_published)
+        self.messages.on_window = self._window_valued
         self.views = ViewChecker(
             self.stepper,
             self.metadata,
@@ -184,6 +185,10 @@ class Cluster:
     def _count_published(self, client: str, message: Message) -> None:
         self.syncs.published(client, message)
         self.note(client, "published", message.type_name, f"number {message.sequence}")
+
+    def _window_valued(self, name: str, slot: int, low: int, high: int) -> None:
+        if any(run.name == name and run.host.slot == slot for run in self._runs):  # and not a slot that it looks after
+            self.syncs.valued(name, low, high)
 
     def _count_copied(self, name: str, length: int) -> None:
         self.trace.counts["copied"] += 1

@@ -30,7 +30,8 @@ class Sending:
 class MessageChecker:
     """Follows messages and answers: applied-before-acked, refusals-told, superblock-under-token.
 
-    ``on_published(client, message)`` hears of each message.
+    ``on_published(client, message)`` hears of each message, ``on_window(client, slot, low, high)`` of the resync
+    window in each value of a slot, in sectors.
     """
 
     def __init__(self, locks: LockChecker, report: Report, on_published: Callable[[str, Message], None]) -> None:
@@ -39,6 +40,7 @@ class MessageChecker:
         self._on_published = on_published
         self._published: dict[str, list[Message]] = {}  # by client
         self._refusals: dict[int, dict[str, int]] = {}  # by the message's number: the client, the result
+        self.on_window: Callable[[str, int, int, int], None] = lambda client, slot, low, high: None
         locks.on_value = self._written
 
     def begin(self, name: str, serving: Mapping[str, Channel]) -> Sending:
@@ -92,5 +94,7 @@ class MessageChecker:
                 self._on_published(client, message)
         elif resource.startswith("bitmap"):
             answer = SlotValue.decode(value)
+            if answer is not None:
+                self.on_window(client, int(resource.removeprefix("bitmap")), answer.low, answer.high)
             if answer is not None and answer.result != Result.APPLIED:
                 self._refusals.setdefault(answer.sequence, {})[client] = answer.result

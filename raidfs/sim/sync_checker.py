@@ -61,10 +61,17 @@ class SyncChecker:
         """A message is in ``message``: receivers may act on it from now on, until all have acknowledged it."""
         if message.type != MessageType.RESYNCING:
             return
-        window = self._windows.setdefault(name, _Window())
         start, end = message.low * SECTOR_BYTES, message.high * SECTOR_BYTES
+        self._shrink(name, start, end).next = (start, end)
+
+    def valued(self, name: str, low: int, high: int) -> None:
+        """A node has put a window into the value of its slot: who joins from now on knows of that one only."""
+        self._shrink(name, low * SECTOR_BYTES, high * SECTOR_BYTES)
+
+    def _shrink(self, name: str, start: int, end: int) -> _Window:
+        window = self._windows.setdefault(name, _Window())
         window.start, window.end = max(window.start, start), min(window.end, end)
-        window.next = (start, end)
+        return window
 
     def is_copy(self, disk: SimDisk, offset: int, data: bytes) -> bool:
         """Tell whether a write brings what another disk has."""
