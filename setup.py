@@ -1,7 +1,8 @@
 """The list of Cython extensions; everything else is in pyproject.toml.
 
 ``RAIDFS_DEBUG=1`` builds the core with bounds checks, assertions and the address and undefined-behaviour
-sanitizers; ``scripts/test`` runs the suite once that way.
+sanitizers; ``scripts/test`` runs the suite once that way. ``RAIDFS_TSAN=1`` builds it with the thread sanitizer, for
+``scripts/race-check``.
 """
 
 import os
@@ -14,6 +15,9 @@ DEBUG = os.environ.get("RAIDFS_DEBUG") == "1"
 if DEBUG:
     compile_args = ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-DRAIDFS_DEBUG=1"]
     link_args = ["-fsanitize=address,undefined"]
+elif os.environ.get("RAIDFS_TSAN") == "1":
+    compile_args = ["-O1", "-g", "-fno-strict-aliasing", "-fsanitize=thread"]
+    link_args = ["-fsanitize=thread"]
 else:
     compile_args = ["-O2", "-g1", "-fno-strict-aliasing"]
     link_args = []

@@ -49,7 +49,11 @@ cdef extern from "<fcntl.h>" nogil:
 cdef extern from *:
     """
     static char raidfs_zeros[1 << 16] __attribute__((aligned(4096)));    /* never written */
+    #define RAIDFS_HINT_ADD(place, value) ((void) __atomic_add_fetch(place, (unsigned) (value), __ATOMIC_RELAXED))
+    #define RAIDFS_HINT_READ(place) __atomic_load_n(place, __ATOMIC_RELAXED)
     """
+    void hint_add "RAIDFS_HINT_ADD" (uint32_t *place, int value) nogil
+    uint32_t hint_read "RAIDFS_HINT_READ" (uint32_t *place) nogil
     const void *ZEROS "raidfs_zeros"
     uint64_t ZEROS_BYTES "sizeof(raidfs_zeros)"
 
@@ -141,7 +145,7 @@ cdef void pool_notify(void *context, uint32_t fresh) noexcept nogil:
     `idle` is a hint here: a worker that goes idle now looks at the queue under the mutex first, and sees them.
     """
     cdef Pool *pool = <Pool *> context
-    cdef uint32_t wanted = min(fresh, pool.idle)
+    cdef uint32_t wanted = min(fresh, hint_read(&pool.idle))
     while wanted:
         pthread_cond_signal(&pool.work)
         wanted -= 1
@@ -154,9 +158,9 @@ cdef void pool_work(Pool *pool) noexcept nogil:
         pthread_mutex_lock(&pool.e.mutex)
         op = engine_take_op_locked(pool.e)
         while op == NULL and not pool.stopping:
-            pool.idle += 1
+            hint_add(&pool.idle, 1)
             pthread_cond_wait(&pool.work, &pool.e.mutex)
-            pool.idle -= 1
+            hint_add(&pool.idle, -1)
             op = engine_take_op_locked(pool.e)
         fd = pool.fds[op.leg] if op != NULL else -1
         pthread_mutex_unlock(&pool.e.mutex)

@@ -180,7 +180,7 @@ cdef class Plane:
     def stop(self):
         """Make the workers end, whatever they wait for; call it again until they have."""
         cdef int i
-        self.state.stopping = True
+        atomic_add(&self.state.stopping, 1)
         for i in range(self.count):
             worker_wake(&self.workers[i])
 
@@ -191,7 +191,7 @@ cdef class Plane:
         self.closed = True
         with nogil:
             pthread_mutex_lock(&self.state.e.mutex)
-            self.state.abandoned = True
+            atomic_add(&self.state.abandoned, 1)
             pthread_mutex_unlock(&self.state.e.mutex)
             while atomic_load(&self.state.delivering):
                 usleep(100)

@@ -152,7 +152,7 @@ cdef void pass_on(PlaneState *plane, Slot *slot) noexcept nogil:
     writable.fd = plane.pyfuse3_fd
     writable.events = POLLOUT
     while writev(plane.pyfuse3_fd, pieces, 2) < 0:
-        if errno == EAGAIN and not plane.stopping:
+        if errno == EAGAIN and not is_stopping(plane):
             poll(&writable, 1, PASS_ON_MS)
         elif errno != EINTR:
             return                   # pyfuse3 has ended, and the mount ends with it

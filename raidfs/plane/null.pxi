@@ -5,7 +5,7 @@ cdef void work_null(Worker *worker) noexcept nogil:
     cdef PlaneState *plane = worker.plane
     cdef Slot *slot
     cdef uint32_t i
-    while not (worker.over or plane.stopping):
+    while not (worker.over or is_stopping(plane)):
         take_request(worker)
         slot = worker.batch
         if slot == NULL:

@@ -50,11 +50,11 @@ cdef struct PlaneState:
     Port port
     int pyfuse3_fd
     int done_fd                      # eventfd: everything has been answered and no worker runs
-    bint stopping
+    int64_t stopping
     int64_t in_flight                # requests that are in the engine or on their way to it
     int64_t delivering               # foreign threads that write answers
     int64_t running                  # workers
-    bint abandoned                   # nobody is there for answers any more
+    int64_t abandoned                # nobody is there for answers any more
     unsigned char *null_legs         # see null.pxi
     uint64_t null_bytes
     uint32_t null_count
@@ -71,12 +71,12 @@ cdef void deliver_chain(PlaneState *plane, Request *r, SlotList *slots) noexcept
     while r != NULL:
         slot = <Slot *> r
         r = r.next
-        if slot.head.header.opcode == FUSE_FALLOCATE and slot.r.result >= 0 and not plane.abandoned:
+        if slot.head.header.opcode == FUSE_FALLOCATE and slot.r.result >= 0 and not atomic_load(&plane.abandoned):
             if fallocate_next(plane, slot):
                 engine_submit(plane.e, &slot.r)
                 continue
             slot.r.result = 0
-        if not plane.abandoned:
+        if not atomic_load(&plane.abandoned):
             answer(slot, slot.r.result)
         slots_put(slots, slot)
         if atomic_add(&plane.in_flight, -1) == 0 and atomic_load(&plane.running) == 0:
@@ -197,7 +197,7 @@ cdef bint take_request(Worker *worker) noexcept nogil:
 
 cdef void work_blocking(Worker *worker) noexcept nogil:
     """Wait in the read of /dev/fuse, which wakes one worker for one request; legs in memory, or a pool has them."""
-    while not (worker.over or worker.plane.stopping):
+    while not (worker.over or is_stopping(worker.plane)):
         take_request(worker)
         turn(worker)
 
@@ -208,13 +208,13 @@ cdef void work_ring(Worker *worker) noexcept nogil:
     cdef int i
     while True:
         more = False
-        if not (worker.over or worker.plane.stopping):
+        if not (worker.over or is_stopping(worker.plane)):
             for i in range(BATCH_REQUESTS):
                 more = take_request(worker)
                 if not more:
                     break
         turn(worker)
-        if worker.over or worker.plane.stopping:
+        if worker.over or is_stopping(worker.plane):
             if not worker.in_ring:
                 return
         elif not more and not worker.polls_request:
@@ -240,9 +240,21 @@ cdef void reap(Worker *worker) noexcept nogil:
             if result == 0 and (op.kind == OP_PUNCH or op.kind == OP_ZERO):
                 ended(worker, op, <int64_t> op.length)
             elif op.kind != OP_FLUSH and result != <int64_t> op.length and is_unfinished(result):
-                ended(worker, op, carry_out(worker.plane.pool.fds[op.leg], op))
+                ended(worker, op, carry_out(leg_fd(worker.plane, op.leg), op))
             else:
                 ended(worker, op, result)
+
+
+cdef int leg_fd(PlaneState *plane, uint32_t leg) noexcept nogil:
+    cdef int fd
+    pthread_mutex_lock(&plane.e.mutex)
+    fd = plane.pool.fds[leg]
+    pthread_mutex_unlock(&plane.e.mutex)
+    return fd
+
+
+cdef inline bint is_stopping(PlaneState *plane) noexcept nogil:
+    return atomic_load(&plane.stopping) != 0
 
 
 cdef inline bint is_unfinished(int32_t result) noexcept nogil:
