@@ -297,9 +297,10 @@ class Mddev:
 
         What lies below counts as copied if the pass is interrupted, but for chunks whose bits are set.
         """
+        # Before the mutex: a flush that fails waits for the record of it, which wants the mutex.
+        await self.array.port.flush()
         await self.reconfig_mutex.lock("a checkpoint of the recovery")
         try:
-            await self.array.port.flush()
             last_sectors = self.array.layout.size_sectors - 1  # all of it would mean: guided by the bitmap
             offset_sectors = min(offset_bytes // SECTOR_BYTES, last_sectors)
 
@@ -319,10 +320,11 @@ class Mddev:
         A leg that began to recover while the pass was under way is not among them. Only for the holder of ``resync``
         EX. Slots whose nodes do not run are copied to the legs first (W13); nodes that run have written theirs.
         """
+        # Before the mutex: a flush that fails waits for the record of it, which wants the mutex.
+        await self.array.port.flush()
         await self.reconfig_mutex.lock("legs in sync")
         try:
             legs = [leg for leg in self.array.recovering() if leg.number in numbers]
-            await self.array.port.flush()
             for slot in range(self.array.layout.nodes):
                 if slot != self._channel.slot and legs:
                     async with self._channel.membership.idle_slot(slot) as idle:

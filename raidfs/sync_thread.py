@@ -198,8 +198,8 @@ class SyncThread:
         await channel.sendmsg(Message(MessageType.RESYNCING_START, channel.slot), False)
         sync = self.current = SyncPass(self._array, self._mddev, channel, self._options)
         try:
-            if self._array.spares_to_activate():
-                await self._mddev.activate_spares()
+            if self._array.recovering() or self._array.spares_to_activate():
+                await self._mddev.activate_spares()  # also gathers what a leg that is back has missed
             while (action := self.due_action()) is not None:
                 self.last = (action, False)
                 if action in (SyncAction.CHECK, SyncAction.REPAIR):
