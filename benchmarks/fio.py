@@ -9,7 +9,7 @@ import pathlib
 import subprocess
 from typing import Any
 
-from benchmarks.targets import TWO_NODES, Target
+from benchmarks.targets import Target
 
 JOBS = pathlib.Path(__file__).parent.parent / "scripts" / "fio"
 
@@ -25,7 +25,7 @@ ROWS = (
     "read-1m-qd8",
     "write-1m-qd8",
     "fsync-4k",
-    TWO_NODES,
+    "two-nodes-4k-qd32",
 )
 
 

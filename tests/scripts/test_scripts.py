@@ -12,7 +12,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 SCRIPTS = ROOT / "scripts"
-WITH_HELP = ["setup", "test", "quickstart", "wheel-test", "debug-suite"]
+WITH_HELP = ["setup", "test", "quickstart", "wheel-test", "debug-suite", "race-check"]
 
 
 def _run(*command: str | pathlib.Path) -> subprocess.CompletedProcess[str]:
