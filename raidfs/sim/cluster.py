@@ -34,12 +34,13 @@ from raidfs.sim.checkers import (
     MetadataChecker,
     RegisterChecker,
     SlotChecker,
+    check_healed,
     check_legs,
 )
 from raidfs.sim.disk_view import DiskView
 from raidfs.sim.disks import SimDisk
 from raidfs.sim.host import SimHost, SimStorage
-from raidfs.sim.layout import CHUNK_BYTES, format_disks, sim_layout
+from raidfs.sim.layout import format_disks, sim_layout
 from raidfs.sim.leg_checker import LegChecker
 from raidfs.sim.locks import SimulatedLocks
 from raidfs.sim.message_checker import MessageChecker
@@ -59,7 +60,7 @@ PCT_STEPS = 3000  # how long a schedule is expected to be
 HEAL_LOOK_S = 0.5  # how often a user looks whether the array has healed
 MESSAGE_DELAY_CHANCE = 0.2
 MESSAGE_DELAY_S_MAX = 0.002
-SYNC_WINDOW_BYTES = (2 * SECTOR_BYTES, CHUNKS * CHUNK_BYTES // 2)  # so that a resync of the array is some windows
+WINDOW_BYTES_MAX = SECTORS * SECTOR_BYTES  # windows grow when nobody is stalled by them
 UNKNOWN_TYPE = 77  # of a message from the future
 
 
@@ -107,6 +108,7 @@ class Cluster:
         self._rng = rng
         self._runs: list[Run] = []
         self._promises = 0
+        self._healed = False  # the last nodes had the time to heal the array
         self._changed = self.runtime.wait_queue()
         self.storage = self._make_storage()
         self.locks = SimulatedLocks(self.runtime, delay_s=self._message_delay_s)
@@ -217,6 +219,8 @@ class Cluster:
         await self._heal()
         await self.runtime.sleep(2 * FENCE_S, what="the last messages")
         self._check_legs()
+        if self._healed and not self.plan.has_disk_errors:
+            check_healed(self.view, self.report)
         statistics = self.locks.statistics()
         if statistics.members or statistics.resources:
             self.report("locks-left", str(statistics))
@@ -353,7 +357,7 @@ class Cluster:
             client_name=run.name,
             lock="simulated",
             run=True,
-            sync_window_bytes=SYNC_WINDOW_BYTES,
+            sync_window_bytes=(self.plan.window_sectors * SECTOR_BYTES, WINDOW_BYTES_MAX),
         )
         joining = self._expect(run, "to join")
         async with open_node(runtime, options, run.host) as node:
@@ -511,6 +515,7 @@ class Cluster:
         while not run.lost and not _is_healed(node):
             await node.runtime.sleep(HEAL_LOOK_S, what="the array to heal")
         self.note(run.name, "healed")
+        self._healed = True
 
     async def _update(self, run: Run, node: Node, op: Op) -> None:
         slot = node.membership.slot
@@ -599,7 +604,7 @@ def _is_refusal(e: BaseException) -> bool:
 
 
 def _is_healed(node: Node) -> bool:
-    return node.sync_status().state not in ("running", "remote")
+    return node.sync_status().state == "idle"
 
 
 def _is_expected(e: BaseException) -> bool:
