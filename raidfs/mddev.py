@@ -241,13 +241,13 @@ class Mddev:
 
     # ---- recovery, for the task that syncs -------------------------------------------------------------------------
 
-    async def activate_spares(self) -> bool:
-        """Give vacant positions to spares on all nodes; returns whether a leg is recovering now.
+    async def activate_spares(self) -> list[int]:
+        """Give vacant positions to spares on all nodes, and make NEEDED what legs have missed that recover.
 
-        Only for the holder of ``resync`` EX: no two nodes fill one position, and none calls a leg in sync that it
-        has not copied (B6). It does not look at `waiting_for_sync`: the adder may have nothing to sync, and whoever
-        waits for it would do so for ever. Before a spare gets its position it has every slot of the bitmap (W13). A
-        spare that cannot be written becomes faulty. Raises what `update_sb` raises.
+        Returns the device numbers of these legs. Only for the holder of ``resync`` EX: no two nodes fill one position,
+        and none calls a leg in sync that it has not copied (B6). It does not look at `waiting_for_sync`: the adder may
+        have nothing to sync, and whoever waits for it would do so for ever. Before a spare gets its position it has
+        every slot of the bitmap (W13). A spare that cannot be written becomes faulty. Raises what `update_sb` raises.
         """
         await self.reconfig_mutex.lock("spares")
         try:
@@ -257,18 +257,23 @@ class Mddev:
                 except LegNotWritable as e:
                     log.error("%s", e)
                     await self._record(next(spare for spare in spares if spare.path == e.path))
+            gathered: list[int] = []
             if self.array.recovering():
-                await self.update_sb(prepare=self._gather_bits)
+                # Whoever brought them back may have died before all knew, and then some do not write to them yet.
+                self._unannounced = True
+                await self.update_sb()
+                await self.update_sb(prepare=lambda superblock: self._gather_bits(gathered))
         finally:
             self.reconfig_mutex.unlock()
-        return bool(self.array.recovering())
+        return gathered
 
-    async def _gather_bits(self, superblock: Superblock) -> None:
+    async def _gather_bits(self, recovering: list[int]) -> None:
         """Make NEEDED here what a leg may lack that recovers: chunks whose bits are set in any slot (gather_bitmaps).
 
         All nodes write to the leg by now, and set bits on disk before they write, so nothing is missed though the slots
         of nodes that run are read while they change (W10). Under the token no slot is taken over meanwhile.
         """
+        recovering += [leg.number for leg in self.array.recovering()]
         engine = self.array.port.engine
         engine.need_dirty()
         for slot in range(self.array.layout.nodes):

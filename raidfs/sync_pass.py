@@ -18,6 +18,7 @@ import dataclasses
 import errno
 import logging
 from collections import deque
+from collections.abc import Sequence
 
 from raidfs._core import SyncAction as EngineAction
 from raidfs.array.array import Array
@@ -100,11 +101,16 @@ class SyncPass:
 
     # ---- passes ----------------------------------------------------------------------------------------------------
 
-    async def heal(self) -> None:
-        """Go over everything that has to be healed, until nothing is left, and call the legs in sync."""
+    async def heal(self, recovering: Sequence[int]) -> None:
+        """Go over everything that has to be healed, until nothing is left, and call the legs in sync.
+
+        ``recovering``: the device numbers of all legs that recover; what they have missed is NEEDED here already. A leg
+        that has come since then has to be looked at first.
+        """
         array = self._array
         self._legs = self._legs_now()
-        recovering = [leg.number for leg in array.recovering()]
+        if sorted(recovering) != sorted(leg.number for leg in array.recovering()):
+            raise SyncInterrupted("the legs have changed")
         self._begin(SyncAction.RECOVER if recovering else SyncAction.RESYNC)
         self._checkpoint_at = (self._recovered_to(), self._runtime.now())
         at = 0

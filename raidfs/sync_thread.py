@@ -5,8 +5,9 @@ spare can take a vacant position; the user asked for a check. Then
 
 1. ``resync`` in EX, waiting for whoever has it; afterwards it looks again whether anything is still due (B8);
 2. a look at all slots: whoever had ``resync`` before us may have died with it (`raidfs.takeover`);
-3. RESYNCING_START; spares are given positions. Only the holder of ``resync`` does that, and only it ever calls a leg
-   in sync, so none can be in sync that was not copied (B6);
+3. RESYNCING_START; spares are given positions, and what legs have missed that are back is gathered from all slots.
+   Only the holder of ``resync`` does that, and only it ever calls a leg in sync, so none can be in sync that was not
+   copied (B6);
 4. passes over what `Engine.next_to_sync` names, until it names nothing (`raidfs.sync_pass`);
 5. the legs are in sync: one metadata update; RESYNCING(0, 0); ``resync`` goes back to NL.
 
@@ -198,15 +199,15 @@ class SyncThread:
         await channel.sendmsg(Message(MessageType.RESYNCING_START, channel.slot), False)
         sync = self.current = SyncPass(self._array, self._mddev, channel, self._options)
         try:
-            if self._array.recovering() or self._array.spares_to_activate():
-                await self._mddev.activate_spares()  # also gathers what a leg that is back has missed
             while (action := self.due_action()) is not None:
                 self.last = (action, False)
                 if action in (SyncAction.CHECK, SyncAction.REPAIR):
                     self._wanted = None
                     await sync.compare(action)
+                elif action is SyncAction.RECOVER:
+                    await sync.heal(await self._mddev.activate_spares())
                 else:
-                    await sync.heal()
+                    await sync.heal(())
                 self.last = (action, True)
         finally:
             with self._runtime.cancel_scope(shield=True):
