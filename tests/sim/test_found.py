@@ -109,3 +109,9 @@ def test_a_leg_that_was_missing_while_others_were_written_is_not_read_when_it_is
     write, read = Op(OpKind.WRITE, 9, 1), Op(OpKind.READ, 9, 1)
     lives = (user(), Life(0.0, ((write, Op(OpKind.FLUSH)),), (), missing_leg=0), user(read, read))
     assert broken_in(Plan("", (lives,)), 5) == []
+
+
+def test_a_leg_that_is_back_gets_what_it_has_missed_before_it_is_in_sync() -> None:
+    fail, re_add = Op(OpKind.FAIL, leg=0), Op(OpKind.RE_ADD, leg=0)
+    life = user(fail, WRITE, re_add, Op(OpKind.HEAL), Op(OpKind.READ, 0, 4))
+    assert broken_in(Plan("", ((life,),)), 5) == []
