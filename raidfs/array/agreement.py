@@ -86,7 +86,8 @@ def check_diverged(members: Sequence[Member], freshest: Member, left_out: Sequen
     for member in members:
         own = member.superblock
         field = None
-        if member.path in left_out_paths and own.role < own.raid_disks and own.role_of(best.dev_number) == ROLE_FAULTY:
+        contradicts = own.role < own.raid_disks and own.role_of(best.dev_number) == ROLE_FAULTY
+        if member.path in left_out_paths and contradicts and not _goes_on(members, own, best):
             field = "dev_roles"
         elif own.events == best.events and own.role != ROLE_SPARE:
             field = _differing_field(own, best)
@@ -98,6 +99,17 @@ def check_diverged(members: Sequence[Member], freshest: Member, left_out: Sequen
                 other_events=own.events,
                 field=field.removesuffix("_sectors"),
             )
+
+
+def _goes_on(members: Sequence[Member], own: Superblock, best: Superblock) -> bool:
+    """Whether a leg that was in sync beside ``own`` still is: the freshest leg was faulty once, and was added back."""
+    return any(
+        other.superblock.events + 1 >= best.events
+        and not other.superblock.is_recovering
+        and own.role_of(other.superblock.dev_number) < own.raid_disks
+        and best.role_of(other.superblock.dev_number) < best.raid_disks
+        for other in members
+    )
 
 
 def check_layouts(members: Sequence[Member], freshest: Member) -> None:

@@ -115,3 +115,9 @@ def test_a_leg_that_is_back_gets_what_it_has_missed_before_it_is_in_sync() -> No
     fail, re_add = Op(OpKind.FAIL, leg=0), Op(OpKind.RE_ADD, leg=0)
     life = user(fail, WRITE, re_add, Op(OpKind.HEAL), Op(OpKind.READ, 0, 4))
     assert broken_in(Plan("", ((life,),)), 5) == []
+
+
+def test_a_leg_that_was_faulty_and_is_back_does_not_contradict_the_one_that_failed_after_it() -> None:
+    fail, heal = [Op(OpKind.FAIL, leg=leg) for leg in range(3)], Op(OpKind.HEAL)
+    life = user(fail[0], WRITE, heal, fail[2], Op(OpKind.RE_ADD, leg=0), heal, WRITE, heal)
+    assert broken_in(Plan("", ((life,),), spares=1), 5) == []
