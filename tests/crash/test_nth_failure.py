@@ -13,7 +13,7 @@ from raidfs.sim.crash.scenario import parse_scenario
 from raidfs.sim.crash.states import Cutter
 from raidfs.sim.disks import DiskOp, SimDisk
 
-SITES_MIN = 130
+SITES_MIN = 280
 
 
 @pytest.mark.slow

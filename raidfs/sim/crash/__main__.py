@@ -14,7 +14,7 @@ from raidfs.sim.crash.campaign import STEPS_MAX, Failure, parse_recipe, replay, 
 from raidfs.sim.crash.planted import PLANTED
 from raidfs.sim.crash.recording import EntryKind, LegOp, Recording, UserWrite
 from raidfs.sim.crash.reopened import RULES
-from raidfs.sim.crash.scenario import STEPS
+from raidfs.sim.crash.scenario import STEPS, parse_scenario
 
 STATES = 100_000
 
@@ -31,7 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(e, file=sys.stderr)
             return e.exit_code
     started = time.perf_counter()
-    result = run_campaign(args.states, steps=args.steps, jobs=args.jobs, plant=args.plant, failures_max=args.failures)
+    chosen = [parse_scenario(text) for text in args.scenario] or None
+    result = run_campaign(
+        args.states, steps=args.steps, jobs=args.jobs, plant=args.plant, failures_max=args.failures, chosen=chosen
+    )
     counts = result.counts
     print(
         f"{len(result.states)} distinct states of {counts['tried']} in {time.perf_counter() - started:.1f} s; "
@@ -57,6 +60,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--steps", type=int, default=STEPS_MAX, choices=range(STEPS_MAX + 1), help=f"longest scenario ({STEPS_MAX})"
+    )
+    parser.add_argument(
+        "--scenario",
+        action="append",
+        default=[],
+        metavar="STEPS",
+        help="this one only, e.g. w0,fail+b1; can be repeated",
     )
     parser.add_argument("--jobs", type=int, help="processes (one for each processor)")
     parser.add_argument("--failures", type=int, default=1, metavar="N", help="stop after so many failures (1)")

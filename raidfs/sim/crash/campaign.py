@@ -82,15 +82,18 @@ def run_campaign(
     jobs: int | None = None,
     plant: str | None = None,
     failures_max: int = 1,
+    chosen: Sequence[Scenario] | None = None,
 ) -> Result:
     """Enumerate until there are so many distinct states (rounded up to whole chunks), or no more, or failures.
 
     Scenarios of fewer than three steps come first and in order; those of three in a shuffled one, always the same.
-    ``jobs`` processes are used, by default one for each processor; how many makes no difference to the result.
+    ``chosen`` takes these and no other ones. ``jobs`` processes are used, by default one for each processor; how many
+    makes no difference to the result.
     """
     total = Result()
     jobs = jobs or os.cpu_count() or 1
-    with _results(_chunks(steps), jobs, plant) as results:
+    every = itertools.chain.from_iterable(map(_in_order, range(steps + 1))) if chosen is None else iter(chosen)
+    with _results(_chunks(every), jobs, plant) as results:
         for result in results:
             total.states |= result.states
             total.counts += result.counts
@@ -111,8 +114,7 @@ def replay(recipe: Recipe) -> tuple[Recording, tuple[bytes, ...], Outcome, tuple
     return recording, images, outcome, broken_promise(outcome, cut.wanted)
 
 
-def _chunks(steps: int) -> Iterator[tuple[Scenario, ...]]:
-    every = itertools.chain.from_iterable(_in_order(length) for length in range(steps + 1))
+def _chunks(every: Iterator[Scenario]) -> Iterator[tuple[Scenario, ...]]:
     while chunk := tuple(itertools.islice(every, CHUNK)):
         yield chunk
 

@@ -18,7 +18,10 @@ from raidfs.sim.crash.states import Cutter, Model
 from raidfs.sim.disks import DiskOp, SimDisk
 from raidfs.units import SECTOR_BYTES
 
-SCRIPT = "w0,w1+b1,d1,flush,bflush,age,w1+b1,bstop,w0,b1,bfail,w1+b1,flush,bflush,age,stop,w0,d1,b1,bstop,stop"
+SCRIPT = (
+    "w0,w1+b1,d1,flush,bflush,age,w1+b1,bstop,w0,b1,bfail,w1+b1,flush,breadd+b0,w0+b1,sync,repair,sync,age,"
+    "stop,w0,d1,b1,fail,w1,readd+b0,w0,sync,bflush,bstop,stop"
+)
 
 STRIKES = {
     "EIO": Strike(keep_bytes=0, errno=errno.EIO),

@@ -7,17 +7,22 @@ left is opened again.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 from unittest.mock import patch
 
+from raidfs import hot_add, takeover
 from raidfs._core import OpKind
+from raidfs.array.array import Array
+from raidfs.format.bitmap import SUPER_BYTES as BITMAP_SUPER_BYTES
+from raidfs.format.superblock import Superblock
 from raidfs.mddev import Mddev
 from raidfs.sim.crash.layout import LAYOUT
 from raidfs.sim.disks import SimDisk
 from raidfs.sim.host import SimBackend
 from raidfs.sim.planted import PLANTED as OF_SCHEDULES
 from raidfs.sim.planting import Mistakes
+from raidfs.takeover import Takeover
 
 PLANTED = Mistakes()
 plant = PLANTED.plant
@@ -102,8 +107,74 @@ def _bits_cleared_at_once() -> Iterator[None]:
         yield
 
 
+@plant("slots-ignored", "legs-equal", "heals")
+def _slots_ignored() -> Iterator[None]:
+    """A node that starts does not look at the slots of nodes that do not run."""
+    with patch.object(Array, "import_slot", lambda array, data: 0):
+        yield
+
+
 @plant("resync-offset-kept", "legs-equal")
 def _resync_offset_kept() -> Iterator[None]:
     """A node writes without making resync_offset = 0 durable: set bits are read as clean (P2)."""
     with OF_SCHEDULES["not-made-active"].patch():
+        yield
+
+
+# ---- takeover and recovery -----------------------------------------------------------------------------------------
+
+
+@plant("takeover-clears-first", "legs-equal", "promised")
+def _takeover_clears_first() -> Iterator[None]:
+    """The slot of a node that has gone is cleared before its bits are durable in another one (P5)."""
+    slots = Takeover.slots
+
+    @contextlib.asynccontextmanager
+    async def wrong(takeover: Takeover) -> AsyncIterator[list[int]]:
+        array = takeover._array
+        before: dict[int, bytes] = {}
+        for slot in range(array.layout.nodes):
+            before[slot] = await array.read_slot(slot)
+            if slot != takeover._channel.slot:
+                async with takeover._membership.idle_slot(slot) as idle:
+                    if idle and any(before[slot][BITMAP_SUPER_BYTES:]):
+                        await array.clear_slot(slot, before[slot])
+
+        async def read_slot(slot: int) -> bytes:
+            return before[slot]
+
+        with patch.object(array, "read_slot", read_slot):
+            async with slots(takeover) as found:
+                yield found
+
+    with patch.object(Takeover, "slots", wrong):
+        yield
+
+
+@plant("chunk-0-is-nothing", "legs-equal", "heals", "promised")
+def _chunk_0_is_nothing() -> Iterator[None]:
+    """A slot in which only chunk 0 is dirty is taken for an empty one (W5)."""
+
+    def wrong(bits: bytes, count: int) -> int:
+        return max(0, int.from_bytes(bits, "little").bit_length() - 1)
+
+    with patch.object(takeover, "count_dirty", wrong):
+        yield
+
+
+@plant("bits-not-gathered", "legs-equal", "promised")
+def _bits_not_gathered() -> Iterator[None]:
+    """What a leg that comes back has missed is not looked for in the bitmaps (W10)."""
+
+    async def wrong(mddev: Mddev, superblock: Superblock) -> None:
+        return
+
+    with patch.object(Mddev, "_gather_bits", wrong):
+        yield
+
+
+@plant("recovered-on-paper", "legs-equal", "promised")
+def _recovered_on_paper() -> Iterator[None]:
+    """A leg that comes back is in sync from the start on (B6)."""
+    with patch.object(hot_add, "recovering", lambda own, offset_sectors: own):
         yield

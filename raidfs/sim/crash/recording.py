@@ -15,7 +15,17 @@ from random import Random
 from typing import Any
 
 from raidfs._core import OpKind
-from raidfs.errors import LastLeg, MessageRefused, MetadataLost, NoSuchLeg, RaidfsError
+from raidfs.errors import (
+    AlreadyLeg,
+    LastLeg,
+    MessageRefused,
+    MetadataLost,
+    NoSuchLeg,
+    NotFormerLeg,
+    NoVacantPosition,
+    RaidfsError,
+    SyncRuns,
+)
 from raidfs.faults import Strike
 from raidfs.format.superblock import ROLE_FAULTY, SUPER_BYTES, SUPER_OFFSET_BYTES, Superblock
 from raidfs.node import Node, open_node
@@ -23,13 +33,13 @@ from raidfs.node_options import NodeOptions
 from raidfs.sim.checkers import sector_bytes
 from raidfs.sim.crash.disk import PlainDisk
 from raidfs.sim.crash.layout import LAYOUT, LEGS
-from raidfs.sim.crash.scenario import WRITES, Scenario
+from raidfs.sim.crash.scenario import NODE_B, WRITES, Scenario
 from raidfs.sim.disks import DiskOp, SimDisk
 from raidfs.sim.host import SimHost, SimStorage
 from raidfs.sim.layout import CREATED_S, format_disks
 from raidfs.sim.locks import SimulatedLocks
 from raidfs.sim.runtime import SimRuntime
-from raidfs.sim.stepper import Group, Runnable, Stepper, Task
+from raidfs.sim.stepper import Group, Runnable, Stepper, Task, waits_text
 from raidfs.sim.strikes import Decide
 from raidfs.units import SECTOR_BYTES
 
@@ -37,6 +47,7 @@ STEPS_MAX = 100_000
 SETTLE_S = 3.0  # after a death: it becomes known, and what follows from it is done
 AGE_S = 16.0  # three sweeps of the bitmap, one every 5 s
 SLOW_S = 0.0005
+SYNCS_S_MAX = 120.0  # what was delayed and every pause before a sync is tried again are far shorter
 
 
 class InOrder:
@@ -194,18 +205,22 @@ class _Recorder:
             self._recording.last_step = len(self._recording.entries)
             await self._begin(step)
         await self._all_done()
+        if self._scenario.steps[-1:] in (("readd",), ("breadd",), ("repair",)):
+            await self._sync()
         await self._runtime.sleep(2 * SLOW_S, what="what the last step has left in flight")
 
     async def _all_done(self) -> None:
         await self._changed.wait_event(lambda: not self._working, what="the steps before")
 
     async def _begin(self, step: str) -> None:
-        machine = self._machines[step in ("b1", "bflush", "bfail", "bstop", "bdie")]
+        machine = self._machines[step in NODE_B]
         match step.removeprefix("b"):
             case "age":
                 await self._runtime.sleep(AGE_S, what="bits to age")
             case "reak":
                 self._disks[0].broken = True
+            case "sync":
+                await self._sync()
             case "die":
                 await self._die(machine)
             case "stop":
@@ -214,7 +229,12 @@ class _Recorder:
             case kind:
                 await self._running(machine)
                 if machine.node is not None:
-                    requests = {"flush": self._flush, "fail": self._fail}
+                    requests = {
+                        "flush": self._flush,
+                        "fail": self._fail,
+                        "readd": self._take_back,
+                        "repair": self._repair,
+                    }
                     self._work(machine, requests[kind](machine) if kind in requests else self._write(machine, step))
 
     async def _running(self, machine: _Machine) -> None:
@@ -335,11 +355,40 @@ class _Recorder:
         except (LastLeg, NoSuchLeg, MessageRefused):
             return
         except MetadataLost:
-            if not self._struck:  # the other leg fails too, and says so first
+            if not (self._struck or self._is_hopeless):  # the other leg fails too, and says so first
                 raise
         except RaidfsError:
             if not self._is_hopeless:
                 raise
+
+    async def _take_back(self, machine: _Machine) -> None:
+        assert machine.node is not None
+        leg = self._machines.index(machine)
+        self._disks[leg].broken = False
+        try:
+            await machine.node.re_add(f"disk{leg}")
+        except (AlreadyLeg, NoVacantPosition, NotFormerLeg, MessageRefused):
+            return
+        except (RaidfsError, OSError):
+            if not (self._is_hopeless or self._struck):
+                raise
+
+    async def _repair(self, machine: _Machine) -> None:
+        assert machine.node is not None
+        try:
+            await machine.node.sync_action("repair")
+        except SyncRuns:
+            return
+
+    async def _sync(self) -> None:
+        # Whichever node runs: it knows of the other one's.
+        node = next((machine.node for machine in self._machines if machine.node is not None), None)
+        if node is None:
+            return
+        with self._runtime.cancel_scope(deadline=self._runtime.now() + SYNCS_S_MAX) as scope:
+            await node.wait_for_syncs()
+        if scope.cancelled_caught and not self._is_hopeless:
+            self._problem(f"syncs do not end; who waits for what:\n{waits_text(self._stepper.all_waits())}")
 
     def _failed(self, what: str, machine: _Machine, e: OSError) -> None:
         if not self._is_hopeless:

@@ -27,25 +27,32 @@ WRITES = {
     "w0": Write(0, 0, 2),  # chunk 0, two sectors: it can be torn
     "w1": Write(0, 7, 2),  # the end of chunk 0 and the beginning of chunk 1
     "d1": Write(0, 10, 1, durable=True),  # chunk 1
+    "b0": Write(1, 4, 2),  # chunk 0 by the other node
     "b1": Write(1, 12, 2),  # chunk 1 by the other node
 }
 STEPS = {
     "w0": "node a writes two sectors of chunk 0",
     "w1": "node a writes the last sector of chunk 0 and the first of chunk 1",
     "d1": "node a writes a sector of chunk 1, durably",
+    "b0": "node b writes two sectors of chunk 0",
     "b1": "node b writes two sectors of chunk 1",
     "flush": "node a flushes",
     "bflush": "node b flushes",
     "fail": "node a fails leg 0, the one that is read first",
     "bfail": "node b fails leg 1",
     "break": "leg 0 fails every write and flush from now on",
+    "readd": "node a takes leg 0 back, which works again",
+    "breadd": "node b takes leg 1 back",
+    "repair": "node a compares and repairs",
+    "sync": "until no sync runs any more on any node",
     "stop": "node a leaves",
     "bstop": "node b leaves",
     "die": "node a dies; its writes in flight are lost",
     "bdie": "node b dies; its writes in flight are lost",
     "age": "16 seconds pass, in which idle bits are cleared",
 }
-_ALONE = {"age", "die", "bdie", "break"}  # what takes no time, or only time, goes on beside nothing
+NODE_B = frozenset({"b0", "b1", "bflush", "bfail", "breadd", "bstop", "bdie"})
+_ALONE = {"age", "die", "bdie", "break", "sync"}  # what takes no time, or only time, goes on beside nothing
 SLOW = (0, 1)
 
 
@@ -97,21 +104,27 @@ def scenarios(length: int) -> Iterator[Scenario]:
 # The steps that make a step do nothing until one of the others has come in between.
 _IDLE_AFTER = {
     "flush": ({"flush", "stop", "die"}, {"w0", "w1"}),
-    "bflush": ({"bflush", "bstop", "bdie"}, {"b1"}),
+    "bflush": ({"bflush", "bstop", "bdie"}, {"b0", "b1"}),
     "stop": ({"stop", "die"}, {"w0", "w1", "d1", "fail"}),
     "die": ({"stop", "die"}, {"w0", "w1", "d1", "fail"}),
-    "bstop": ({"bstop", "bdie"}, {"b1", "bfail"}),
-    "bdie": ({"bstop", "bdie"}, {"b1", "bfail"}),
+    "bstop": ({"bstop", "bdie"}, {"b0", "b1", "bfail"}),
+    "bdie": ({"bstop", "bdie"}, {"b0", "b1", "bfail"}),
     "age": ({"age"}, {*STEPS} - {"age", "flush", "bflush", "break"}),
-    "fail": ({"fail"}, set[str]()),
-    "bfail": ({"bfail"}, set[str]()),
-    "break": ({"break", "fail"}, set[str]()),
+    "fail": ({"fail"}, {"readd"}),
+    "bfail": ({"bfail"}, {"breadd"}),
+    "break": ({"break", "fail"}, {"readd"}),
+    "readd": ({"readd"}, {"fail", "break"}),
+    "breadd": ({"breadd"}, {"bfail"}),
+    "sync": ({"sync"}, {"readd", "breadd", "die", "bdie", "repair"}),
 }
+_NEEDS = {"readd": {"fail", "break"}, "breadd": {"bfail"}, "sync": {"readd", "breadd", "die", "bdie", "repair"}}
 
 
 def _has_idle_step(steps: tuple[str, ...]) -> bool:
     for number, step in enumerate(steps):
         after, ends = _IDLE_AFTER.get(step, (set(), set()))
+        if step in _NEEDS and not _NEEDS[step] & {*steps[:number]}:
+            return True
         for earlier in reversed(steps[:number]):
             if earlier in ends:
                 break
