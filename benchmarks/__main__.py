@@ -12,10 +12,11 @@ import sys
 import tempfile
 from typing import Any
 
-from benchmarks import facts, fio, report, workers
+from benchmarks import facts, fio, first_touch, plot, report, workers
 from benchmarks.targets import TARGETS, Target, TargetMissing, measures
 
 SCHEMA_VERSION = 1
+FIRST_TOUCH_BYTES = 4 << 30
 RESULTS = pathlib.Path(__file__).parent
 MEDIA = {"tmpfs": pathlib.Path("/dev/shm"), "disk": pathlib.Path("/var/tmp")}
 
@@ -43,6 +44,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-keep", action="store_true", help="print only; keep nothing in benchmarks/")
     parser.add_argument("--table", type=pathlib.Path, metavar="JSON", help="print the table of a kept result, and end")
     parser.add_argument(
+        "--plot", type=pathlib.Path, metavar="JSON", help="draw a kept result as SVG beside it, and end"
+    )
+    parser.add_argument(
+        "--compare", type=pathlib.Path, nargs=2, metavar="JSON", help="print how two kept results differ, and end"
+    )
+    parser.add_argument("--note", default="", metavar="TEXT", help="kept with the facts about the host")
+    parser.add_argument(
         "--workers",
         type=int,
         nargs="+",
@@ -58,11 +66,17 @@ def main() -> int:
     if options.table:
         print(report.markdown(json.loads(options.table.read_text())))
         return 0
+    if options.plot:
+        plot.draw(json.loads(options.plot.read_text()), options.plot.with_suffix(".svg"))
+        return 0
+    if options.compare:
+        print(report.compare(*(json.loads(path.read_text()) for path in options.compare)))
+        return 0
     began = datetime.datetime.now(datetime.UTC)
     document: dict[str, Any] = {
         "schema": SCHEMA_VERSION,
         "date": f"{began:%Y-%m-%d %H:%M} UTC",
-        "host": facts.host_facts(),
+        "host": facts.host_facts() | ({"note": options.note} if options.note else {}),
         "rounds": options.rounds,
         "seconds": options.seconds,
         "size_bytes": options.size_mib << 20,
@@ -105,6 +119,8 @@ def _medium(options: argparse.Namespace, name: str, directory: pathlib.Path) -> 
                     figures = fio.run_job(row, target, size_bytes=size_bytes, seconds=options.seconds)
                     runs.append({"round": number, "row": row, "target": name_, **dataclasses.asdict(figures)})
                     print(f"{name} {number} {row} {name_}: {figures.iops:.0f} IOPS", file=sys.stderr)
+    if "raidfs" in options.targets:
+        medium["first_touch"] = first_touch.measure(directory, size_bytes=FIRST_TOUCH_BYTES, rounds=options.rounds)
     return {**medium, "load_after": facts.load_average(), "left_out": left_out, "runs": runs}
 
 

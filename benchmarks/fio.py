@@ -48,7 +48,8 @@ class Figures:
 def run_job(row: str, target: Target, *, size_bytes: int, seconds: float) -> Figures:
     """Run ``scripts/fio/ROW.fio`` over a target; raises FioFailed."""
     before = sum(map(cpu_seconds, target.pids))
-    job = _fio([str(JOBS / f"{row}.fio")], target, size_bytes=size_bytes, seconds=seconds)
+    with target.busy():
+        job = _fio([str(JOBS / f"{row}.fio")], target, size_bytes=size_bytes, seconds=seconds)
     cpu = sum(map(cpu_seconds, target.pids)) - before
     side = max(job["read"], job["write"], key=lambda found: found["io_bytes"])
     percentiles = side["clat_ns"]["percentile"]

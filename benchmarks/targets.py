@@ -8,6 +8,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -28,13 +29,36 @@ class TargetMissing(Exception):
 class Target:
     """Files that are open to fio: ``file`` (two names with a colon are used in turns), ``second`` of another node.
 
-    ``pids`` are the processes that serve it, whose CPU time and memory are told beside the figures.
+    ``pids`` are the processes that serve it, whose CPU time and memory are told beside the figures. ``meanwhile`` is a
+    command that is run again and again as long as it is measured.
     """
 
     file: str
     second: str = ""
     pids: tuple[int, ...] = ()
     files: int = 1
+    meanwhile: tuple[str, ...] = ()
+
+    @contextlib.contextmanager
+    def busy(self) -> Iterator[None]:
+        """Run ``meanwhile`` over and over for the length of the block."""
+        stop = threading.Event()
+
+        def repeat() -> None:
+            while not stop.is_set():
+                if subprocess.run(self.meanwhile, capture_output=True, check=False).returncode:
+                    stop.wait(0.1)
+
+        if not self.meanwhile:
+            yield
+            return
+        repeating = threading.Thread(target=repeat)
+        repeating.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            repeating.join()
 
 
 Opener = Callable[[pathlib.Path, int], AbstractContextManager[Target]]
@@ -58,8 +82,10 @@ def raw_both(directory: pathlib.Path, size_bytes: int) -> Iterator[Target]:
 
 
 @contextlib.contextmanager
-def _raidfs(directory: pathlib.Path, size_bytes: int, plane: str, nodes: int = 1, legs: int = 2) -> Iterator[Target]:
-    place = directory / f"raidfs-{plane}-{nodes}-{legs}"
+def _raidfs(
+    directory: pathlib.Path, size_bytes: int, plane: str, *, nodes: int = 1, legs: int = 2, name: str = "plain"
+) -> Iterator[Target]:
+    place = directory / f"raidfs-{plane}-{nodes}-{legs}-{name}"
     mountpoints = [place / f"mnt{number}" for number in range(nodes)]
     for mountpoint in mountpoints:
         mountpoint.mkdir(parents=True)
@@ -90,6 +116,15 @@ def portable(directory: pathlib.Path, size_bytes: int) -> AbstractContextManager
 def degraded(directory: pathlib.Path, size_bytes: int) -> AbstractContextManager[Target]:
     """Give a node of an array that has lost one of its two legs."""
     return _raidfs(directory, size_bytes, "native", legs=1)
+
+
+@contextlib.contextmanager
+def checked(directory: pathlib.Path, size_bytes: int) -> Iterator[Target]:
+    """Give a node whose array is compared leg by leg all the time (``raidfs check``), as a resync would read it."""
+    with _raidfs(directory, size_bytes, "native", name="checked") as target:
+        mountpoint = str(pathlib.Path(target.file).parent)
+        command = (sys.executable, "-m", "raidfs", "check", mountpoint, "--wait")
+        yield dataclasses.replace(target, meanwhile=command)
 
 
 def two_nodes(directory: pathlib.Path, size_bytes: int) -> AbstractContextManager[Target]:
@@ -154,6 +189,7 @@ TARGETS: dict[str, Opener] = {
     "raidfs": native,
     "raidfs-pyfuse3": portable,
     "raidfs-degraded": degraded,
+    "raidfs-checked": checked,
     "raidfs-two-nodes": two_nodes,
 }
 
@@ -165,6 +201,7 @@ TITLES = {
     "raidfs": "raidfs, 2 legs",
     "raidfs-pyfuse3": "raidfs, 2 legs, pyfuse3 plane",
     "raidfs-degraded": "raidfs, degraded",
+    "raidfs-checked": "raidfs, during a check",
     "raidfs-two-nodes": "raidfs, two nodes at once",
 }
 
