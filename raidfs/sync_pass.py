@@ -242,12 +242,14 @@ class SyncPass:
         """Have all nodes suspend the window; a node that joins reads it from the value of our slot (6.4)."""
         channel = self._channel
         self._announced = True
+        began = self._runtime.now()
         low, high = window.start // SECTOR_BYTES, -(-window.end // SECTOR_BYTES)
         await channel.publish(low=low, high=high)
         code = resyncing_code(self.action, whole=self._whole)
         await channel.sendmsg(Message(MessageType.RESYNCING, channel.slot, low=low, high=high, raid_slot=code), False)
         self._window = window
         now = self._runtime.now()
+        self._policy.told(now - began)
         while self._held and (self._held[0][0] <= window.start or not window.end):
             self._policy.stalled(now - self._held.popleft()[1])
 

@@ -18,6 +18,11 @@ BLOCK_BYTES_MAX = MIB  # of one read or write of a leg; larger ones gain nothing
 BLOCKS_IN_FLIGHT = 8
 BLOCKS_BESIDE_USERS = 2  # while users of this node are served and the sync has its minimum speed
 
+AIM = 0.8  # of what is allowed: measured times vary
+GROW, SHRINK = 1.5, 0.5  # from one piece to the next at most
+HELD_TOLD = 4.5  # announcements that a piece may be held for: two are made meanwhile, the rest is for copying
+TOLD_WEIGHT = 1 / 8  # of the last announcement in the mean
+
 CHECKPOINTS = 16  # of one recovery: at least so many (md_do_sync)
 CHECKPOINT_S = 60.0  # and at least so often
 
@@ -87,8 +92,12 @@ class WindowPolicy:
     """How many bytes are announced at a time, so that nobody waits longer than half of the stall target.
 
     A write on another node into a piece that was just announced waits until the piece is copied and the next but one is
-    announced. That time is measured for each piece; what takes too long makes the next ones half as large, what is
-    quick a quarter larger. Two pieces are announced at a time at most, so a piece is half of a window.
+    announced. That time is measured for each piece, and the next ones are made larger or smaller to meet what is
+    wanted. Two pieces are announced at a time at most, so a piece is half of a window.
+
+    Two announcements are part of that time. Where they are slow, many nodes or a busy machine, smaller pieces would
+    hardly shorten it: the legs would be idle while messages are on their way, and writes would wait all the same. So
+    a piece is not made smaller than what is copied while one announcement is made.
     """
 
     def __init__(
@@ -100,6 +109,7 @@ class WindowPolicy:
         granule_bytes: int = 4 * KIB,
     ) -> None:
         self._wanted_s = stall_ms / 1000 / 2
+        self._told_s = 0.0
         self._granule_bytes = granule_bytes
         self._piece_bytes_min = max(granule_bytes, window_bytes_min // 2)
         self._piece_bytes_max = max(self._piece_bytes_min, window_bytes_max // 2)
@@ -116,9 +126,14 @@ class WindowPolicy:
         wanted = min(BLOCK_BYTES_MAX, max(self._granule_bytes, self.piece_bytes // 4))
         return int(1 << wanted.bit_length() - 1)
 
+    def told(self, seconds: float) -> None:
+        """An announcement took so long, until all nodes had acknowledged it."""
+        self._told_s += (seconds - self._told_s) * TOLD_WEIGHT
+
     def stalled(self, seconds: float) -> None:
         """A piece was held for so long, from its announcement on."""
-        factor = 0.5 if seconds > self._wanted_s else 1.25 if seconds < self._wanted_s / 2 else 1.0
+        wanted_s = AIM * max(self._wanted_s, HELD_TOLD * self._told_s)
+        factor = min(max(wanted_s / seconds, SHRINK), GROW) if seconds > 0 else GROW
         self._piece_bytes = min(max(self._piece_bytes * factor, self._piece_bytes_min), self._piece_bytes_max)
 
 

@@ -101,10 +101,21 @@ def test_a_window_grows_while_nobody_waits_long_and_shrinks_when_somebody_does()
         policy.stalled(0.001)
     grown = policy.piece_bytes
     assert grown > 4 * first
-    policy.stalled(0.02)  # between a half and all of what is wanted: good as it is
-    assert policy.piece_bytes == grown
+    policy.stalled(0.020)  # just what it aims at, below half of the target
+    assert policy.piece_bytes == pytest.approx(grown, abs=4 * KIB)
     policy.stalled(0.030)
-    assert policy.piece_bytes == pytest.approx(grown / 2, abs=4 * KIB)
+    assert policy.piece_bytes == pytest.approx(grown * 2 / 3, abs=8 * KIB)
+    policy.stalled(9.0)
+    assert policy.piece_bytes == pytest.approx(grown / 3, abs=8 * KIB)
+
+
+def test_slow_messages_do_not_leave_the_legs_idle() -> None:
+    bandwidth, message_s = 1e9, 0.030
+    policy = WindowPolicy(50)
+    for _ in range(200):
+        policy.told(message_s)
+        policy.stalled(2 * max(policy.piece_bytes / bandwidth, message_s) + message_s)
+    assert message_s < policy.piece_bytes / bandwidth < 1.5 * message_s
 
 
 def test_two_pieces_are_never_more_or_less_than_the_bounds_of_a_window() -> None:
