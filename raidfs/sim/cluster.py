@@ -57,6 +57,7 @@ from raidfs.units import SECTOR_BYTES
 STALL_S = 300.0  # far beyond every timeout of the code and every pause of a plan
 FENCE_S = 1.0  # from a death to the moment when nothing of the dead machine takes place any more
 PCT_STEPS = 3000  # how long a schedule is expected to be
+HEAL_S = 60.0
 HEAL_LOOK_S = 0.5  # how often a user looks whether the array has healed
 MESSAGE_DELAY_CHANCE = 0.2
 MESSAGE_DELAY_S_MAX = 0.002
@@ -399,11 +400,20 @@ class Cluster:
                 self.register.ends(other.name, other.host.slot, [run.name])
 
     def _images(self, run: Run) -> tuple[str, ...]:
-        """Return the disks that a machine gives to its node: those it sees that have the array's metadata now."""
+        """Return the disks that a machine gives to its node: those it sees that are legs of the array now.
+
+        A disk that was removed is not, once another one has its number.
+        """
+        superblocks = self.metadata.superblocks
+        latest: dict[int, int] = {}
+        for own in superblocks.values():
+            latest[own.dev_number] = max(latest.get(own.dev_number, 0), own.events)
         return tuple(
             disk.name
             for number, disk in enumerate(self.storage.disks)
-            if number != run.life.missing_leg and disk in self.metadata.superblocks
+            if number != run.life.missing_leg
+            and disk in superblocks
+            and superblocks[disk].events == latest[superblocks[disk].dev_number]
         )
 
     def _node_ended(self, run: Run, e: BaseException | None) -> None:
@@ -512,7 +522,10 @@ class Cluster:
             self._updated(run)
 
     async def _wait_healed(self, run: Run, node: Node) -> None:
+        until = node.runtime.now() + HEAL_S
         while not run.lost and not _is_healed(node):
+            if self.plan.has_disk_errors and node.runtime.now() > until:
+                return  # after a flush that failed a node never again says that something is durable
             await node.runtime.sleep(HEAL_LOOK_S, what="the array to heal")
         self.note(run.name, "healed")
         self._healed = True
