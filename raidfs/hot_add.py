@@ -202,24 +202,28 @@ class HotAdd:
     # ---- adding ----------------------------------------------------------------------------------------------------
 
     async def _add_new(self, path: str, force: bool) -> None:
+        # All of it under the token: somebody else may be adding the same image, and is first.
+        async with self._changing("add"):
+            async with self._asked():
+                leg = self._leg_at(path)
+                if leg is not None:
+                    raise AlreadyLeg(path=path, state=_WORDS.get(leg.state, "faulty"))
+                await self._written_and_attached(path, force)
+            await self._update(touched)
+
+    async def _written_and_attached(self, path: str, force: bool) -> None:
         devices, array = self._devices, self._array
         device_uuid = devices.host.new_uuid()
         image = await devices.host.open_new(path, devices.options, array.layout, array.block_bytes, force)
-        is_leg = False
         try:
             await devices.host.write_new(image, self._new_slots())
             await devices.host.claim_images([image], alone=False)
-            async with self._changing("add"):
-                async with self._asked():
-                    own = await self._announced(image, device_uuid)
-                    devices.attach(image, own)
-                    is_leg = True
-                await self._update(touched)
-        finally:
-            if not is_leg:
-                with self._channel.runtime.cancel_scope(shield=True):
-                    await devices.host.erase_new(image, array.layout)
-                    image.close()
+            devices.attach(image, await self._announced(image, device_uuid))
+        except BaseException:
+            with self._channel.runtime.cancel_scope(shield=True):
+                await devices.host.erase_new(image, array.layout)
+                image.close()
+            raise
 
     async def _announced(self, image: OpenImage, device_uuid: bytes) -> Superblock:
         """Write the superblock of a new leg and have all nodes find it; return it with the number that it has got."""
@@ -266,11 +270,9 @@ class HotAdd:
 
     async def _take_back(self, path: str) -> None:
         devices, array = self._devices, self._array
-        own = await self._own(path)
-        if own is None:
-            raise NotFormerLeg(path=path)
         async with self._asked():
-            if not self._is_former(own):
+            own = await self._own(path)
+            if own is None or not self._is_former(own):
                 raise NotFormerLeg(path=path)
             vacant = vacant_positions(array.superblock)
             if not vacant:

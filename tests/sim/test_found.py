@@ -121,3 +121,13 @@ def test_a_leg_that_was_faulty_and_is_back_does_not_contradict_the_one_that_fail
     fail, heal = [Op(OpKind.FAIL, leg=leg) for leg in range(3)], Op(OpKind.HEAL)
     life = user(fail[0], WRITE, heal, fail[2], Op(OpKind.RE_ADD, leg=0), heal, WRITE, heal)
     assert broken_in(Plan("", ((life,),), spares=1), 5) == []
+
+
+def test_an_image_that_has_become_a_leg_meanwhile_is_not_made_a_new_one() -> None:
+    fail, remove, re_add, add_spare = (
+        Op(kind, leg=1) for kind in (OpKind.FAIL, OpKind.REMOVE, OpKind.RE_ADD, OpKind.ADD_SPARE)
+    )
+    # Both ask while somebody holds the mutex.
+    rest, busy, heal = Op(OpKind.REST, rest_s=0.01), Op(OpKind.BUSY, rest_s=0.05), Op(OpKind.HEAL)
+    users = ((busy,), (rest, re_add, WRITE, remove, heal), (rest, add_spare, WRITE, remove, heal))
+    assert broken_in(Plan("", ((user(fail, remove), Life(0.0, users)),)), 10) == []
