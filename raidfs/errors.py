@@ -678,6 +678,16 @@ class NotFormerLeg(NodeError):
     errno = _errno.EINVAL
 
 
+class FormerLegDiverged(NodeError):
+    """A leg is to come back that was used without those that the array has now."""
+
+    template = (
+        "{path} was used without the legs that the array has now, and what was written to it then is nowhere else; "
+        "to lose that, add it with `raidfs add --force`"
+    )
+    errno = _errno.EINVAL
+
+
 class NoVacantPosition(NodeError):
     """A leg is to come back and every position has a leg."""
 
@@ -713,6 +723,13 @@ class BadRaidDevices(UsageError):
     """A number of legs that the array cannot have."""
 
     template = "the array cannot have {count} legs: {rule}"
+
+
+class PositionsInUse(NodeError):
+    """There would be fewer positions than legs that have one."""
+
+    template = "{used} legs are in use, so the array cannot have {count}; make some faulty and remove them"
+    errno = _errno.EBUSY
 
 
 class SeveralImages(AssembleError):

@@ -25,13 +25,23 @@ from raidfs.array.images import OpenImage
 from raidfs.array.legs import ArrayLeg
 from raidfs.array.new_leg import new_superblock
 from raidfs.array.request import LEGS_MAX
-from raidfs.array.spares import free_number, readd_offset_sectors, recovering, vacant_positions, with_raid_disks
+from raidfs.array.spares import (
+    free_number,
+    has_diverged,
+    has_position,
+    positions_in_use,
+    readd_offset_sectors,
+    recovering,
+    vacant_positions,
+    with_raid_disks,
+)
 from raidfs.cluster.channel import Channel, State
 from raidfs.cluster.messages import Message, MessageType, Result
 from raidfs.devices import Devices
 from raidfs.errors import (
     AlreadyLeg,
     BadRaidDevices,
+    FormerLegDiverged,
     LegInUse,
     LockRefused,
     MessageError,
@@ -39,6 +49,7 @@ from raidfs.errors import (
     NoSuchLeg,
     NotFormerLeg,
     NoVacantPosition,
+    PositionsInUse,
     RaidfsError,
     ReadOnlyNode,
     SyncElsewhere,
@@ -69,23 +80,27 @@ class HotAdd:
     async def add(self, path: str, *, spare: bool, force: bool) -> None:
         """Add an image (``raidfs add``); with ``spare`` it is not taken back as the leg that it may have been.
 
-        Raises what is wrong with the image before anything is written to it, MessageRefused when a node does not see
-        it, and what `Mddev.update_sb` raises.
+        What it held is lost: without ``force`` only an image that is empty, or was a leg or a spare of this very array,
+        is taken. Raises what is wrong with the image before anything is written to it, MessageRefused when a node does
+        not see it, and what `Mddev.update_sb` raises.
         """
         leg = self._leg_at(path)
         if leg is not None and leg.state != LegState.FAULTY:
             raise AlreadyLeg(path=path, state=_WORDS[leg.state])
         own = await self._own(path)
-        is_former = own is not None and self._is_former(own)
-        if is_former and not spare and vacant_positions(self._array.superblock):
+        is_ours = own is not None and self._is_ours(own)
+        if own is not None and self._is_former(own) and not spare and vacant_positions(self._array.superblock):
             await self.re_add(path)
             return
         if leg is not None:
             await self.remove(path)
-        await self._add_new(path, force or is_former)
+        await self._add_new(path, force or is_ours)
 
     async def re_add(self, path: str) -> None:
-        """Take an image back that was a leg (``raidfs re-add``); raises NotFormerLeg, NoVacantPosition, AlreadyLeg."""
+        """Take an image back that was a leg (``raidfs re-add``); see `readd_offset_sectors` for what is copied.
+
+        Raises NotFormerLeg, FormerLegDiverged, NoVacantPosition, AlreadyLeg.
+        """
         async with self._changing("re-add"):
             await self._mddev.update_sb()  # the failure of the leg may be news to somebody
             leg = self._leg_at(path)
@@ -102,25 +117,27 @@ class HotAdd:
     async def set_raid_devices(self, count: int) -> None:
         """Change the number of positions (``raidfs grow --raid-devices``).
 
-        Raises BadRaidDevices, and SyncElsewhere while any node syncs: what it has begun was for another shape (B2).
+        Raises BadRaidDevices, PositionsInUse, and SyncElsewhere while any node syncs: what it has begun was for another
+        shape (B2).
         """
+        if not 1 <= count <= LEGS_MAX:
+            raise BadRaidDevices(count=count, rule=f"from 1 to {LEGS_MAX}")
+
+        def resized(superblock: Superblock) -> Superblock:
+            found = with_raid_disks(superblock, count)
+            if found is None:
+                raise PositionsInUse(used=positions_in_use(superblock), count=count)
+            return found
+
         async with self._changing("raid-devices"):
-            if not 1 <= count <= LEGS_MAX:
-                raise BadRaidDevices(count=count, rule=f"from 1 to {LEGS_MAX}")
+            await self._mddev.update_sb(resized, prepare=self._nobody_syncs)
 
-            async def nobody_syncs(superblock: Superblock) -> None:
-                for resource in await self._channel.lockspace.query():
-                    holders = [lock.client for lock in resource.locks if lock.granted is Mode.EX]
-                    if resource.name == "resync" and holders:
-                        raise SyncElsewhere(holder=holders[0])
-
-            def resized(superblock: Superblock) -> Superblock:
-                found = with_raid_disks(superblock, count)
-                if found is None:
-                    raise BadRaidDevices(count=count, rule="more legs are in use; make some faulty and remove them")
-                return found
-
-            await self._mddev.update_sb(resized, prepare=nobody_syncs)
+    async def _nobody_syncs(self, superblock: Superblock) -> None:
+        # Under the token: a sync that gets the lock from now on begins with messages, after our update (B2).
+        for resource in await self._channel.lockspace.query():
+            holders = [lock.client for lock in resource.locks if lock.granted is Mode.EX]
+            if resource.name == "resync" and holders:
+                raise SyncElsewhere(holder=holders[0])
 
     # ---- steps -----------------------------------------------------------------------------------------------------
 
@@ -259,19 +276,28 @@ class HotAdd:
         except RaidfsError:
             return None  # whoever opens it for adding says what is wrong
 
-    def _is_former(self, own: Superblock) -> bool:
-        """Whether this is the leg that has its number: faulty, or removed and nobody has got the number since."""
+    def _is_ours(self, own: Superblock) -> bool:
+        """Whether this is what had its number last: faulty, or removed and nobody has got the number since.
+
+        The array has all that it holds, unless it was written without the array.
+        """
         superblock = self._array.superblock
         known = self._array.leg_of(own.dev_number)
         role = superblock.role_of(own.dev_number)
-        if own.role >= own.raid_disks or own.events > superblock.events:
+        if own.events > superblock.events or has_diverged(superblock, own):
             return False
         return role == ROLE_FAULTY or (role == ROLE_SPARE and known is None)
+
+    def _is_former(self, own: Superblock) -> bool:
+        """Whether it is ours and was a leg, with a position."""
+        return has_position(own) and self._is_ours(own)
 
     async def _take_back(self, path: str) -> None:
         devices, array = self._devices, self._array
         async with self._asked():
             own = await self._own(path)
+            if own is not None and has_diverged(array.superblock, own):
+                raise FormerLegDiverged(path=path)
             if own is None or not self._is_former(own):
                 raise NotFormerLeg(path=path)
             vacant = vacant_positions(array.superblock)

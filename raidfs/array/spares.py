@@ -115,6 +115,25 @@ def readd_offset_sectors(array: Superblock, own: Superblock, events_cleared: int
     return array.size_sectors if offset_sectors is None else offset_sectors
 
 
+def has_diverged(array: Superblock, own: Superblock) -> bool:
+    """Whether a former leg was used without any of the legs that ``array`` has now, so both have what the other lacks.
+
+    Its own superblock then calls legs faulty that the array uses, and none of those good. What was written to it has no
+    bits in the array's bitmaps.
+    """
+    others = [
+        own.role_of(number)
+        for number, role in enumerate(array.dev_roles)
+        if role < array.raid_disks and number != own.dev_number
+    ]
+    return ROLE_FAULTY in others and all(role >= own.raid_disks for role in others)
+
+
+def positions_in_use(array: Superblock) -> int:
+    """Return how many positions have a leg."""
+    return sum(role < array.raid_disks for role in array.dev_roles)
+
+
 def with_raid_disks(array: Superblock, count: int) -> Superblock | None:
     """Return the superblock with another number of positions, or None when more legs have one.
 

@@ -170,7 +170,7 @@ class Channel:
     async def send_locked(self, message: Message) -> None:
         """Steps 7 to 11, and the results of all receivers; the caller has the token and recv_mutex."""
         try:
-            await self.message.convert(Mode.EX)
+            await self._exclusive(self.message, message)
             numbered = self._numbered(message)
             self.message.lvb = numbered.encode()
             await self.message.convert(Mode.CW)
@@ -191,46 +191,49 @@ class Channel:
 
     async def _acknowledged(self, message: Message) -> None:
         try:
-            await self._ack_exclusive(message)
+            await self._exclusive(self.ack, message)
             await self._check_results(message)
         finally:
             await self._down(self.ack, Mode.CR)
 
-    async def _ack_exclusive(self, message: Message) -> None:
-        """Step 9, for as long as somebody makes progress (see `raidfs.cluster.timing`)."""
+    async def _exclusive(self, lock: Lock, message: Message) -> None:
+        """Get ``message`` or ``ack`` in EX (steps 7, 9) while somebody makes progress; see `raidfs.cluster.timing`.
+
+        Receivers hold ``message`` that are not done with the message before; ``ack`` who has not acknowledged this one.
+        """
         error: LockError | None = None
         async with self.runtime.open_nursery() as nursery:
-            nursery.start_soon(self._watch_progress, name="message progress")
+            nursery.start_soon(self._watch_progress, lock, name="message progress")
             try:
-                await self.ack.convert(Mode.EX)
+                await lock.convert(Mode.EX)
             except LockError as e:
                 error = e
             nursery.cancel_scope.cancel()
         if isinstance(error, LockCancelled):
-            silent = ", ".join(await self._silent()) or "a node"
+            silent = ", ".join(await self._silent(lock)) or "a node"
             raise MessageNotAcknowledged(message=message.type_name, nodes=silent, seconds=round(NO_PROGRESS_S))
         if error is not None:
             raise error
 
-    async def _watch_progress(self) -> None:
-        """Cancel the wait for ``ack`` when for NO_PROGRESS_S no node has given way."""
+    async def _watch_progress(self, lock: Lock) -> None:
+        """Cancel the wait for a lock when for NO_PROGRESS_S no node has given way."""
         fewest: int | None = None
         progress = self.runtime.now()
         while self.runtime.now() - progress < NO_PROGRESS_S:
             await self.runtime.sleep(PROGRESS_LOOK_S, what="the next look who has not acknowledged")
-            silent = len(await self._silent())
+            silent = len(await self._silent(lock))
             if fewest is None or silent < fewest:
                 fewest, progress = silent, self.runtime.now()
-        await self.ack.cancel()
+        await lock.cancel()
 
-    async def _silent(self) -> list[str]:
-        """Return the other nodes that hold ``ack`` still."""
+    async def _silent(self, lock: Lock) -> list[str]:
+        """Return the other nodes that hold a lock still."""
         resources = {resource.name: resource.locks for resource in await self.lockspace.query()}
         own = {lock.client for lock in resources.get(alive_name(self.slot), ()) if lock.granted is Mode.EX}
         return [
-            lock.client
-            for lock in resources.get(self.ack.resource, ())
-            if lock.granted is Mode.CR and lock.requested is None and lock.client not in own
+            one.client
+            for one in resources.get(lock.resource, ())
+            if one.granted is not Mode.NL and one.client not in own
         ]
 
     async def _check_results(self, message: Message) -> None:

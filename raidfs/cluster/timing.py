@@ -3,6 +3,8 @@
 The time line of one message, from the sender's side. Nothing has a fixed end as long as somebody makes progress; md's
 30 s for every lock wait also hit busy peers, lock recovery with slow fencing and operators who took their time (W4).
 
+* before: ``message`` is asked for in EX, which receivers hold that are not done with the message before. Whoever stands
+  still there is waited for as below.
 * 0 s: the message is published, ``ack`` is asked for in EX. Every receiver hears of it within the latency of the
   lock manager, applies the message and drops ``ack``; the grant is the acknowledgement of all.
 * every PROGRESS_LOOK_S the sender looks who still holds ``ack``. If it is fewer than at the last look there is

@@ -11,6 +11,7 @@ from support.arrays import make_candidates
 from raidfs._core import LegState
 from raidfs.array.spares import (
     free_number,
+    has_diverged,
     in_sync,
     readd_offset_sectors,
     recovering,
@@ -65,6 +66,17 @@ def test_a_leg_comes_back_by_the_bitmap_only_while_no_bit_may_be_gone(one: Super
     assert readd_offset_sectors(one, recovering(one, SIZE), events_cleared=0) == SIZE
     grown = dataclasses.replace(one, size_sectors=SIZE + 8)
     assert readd_offset_sectors(grown, one, events_cleared=0) == 0
+
+
+def test_a_leg_that_was_used_without_those_of_the_array_has_diverged(one: Superblock) -> None:
+    alone = one.with_role(0, ROLE_FAULTY)  # as leg 1 says that was started by itself
+    assert has_diverged(one.with_role(1, ROLE_FAULTY), alone)
+    assert not has_diverged(one.with_role(1, ROLE_FAULTY), one)
+    # Leg 0 was replaced by number 2 before leg 1 failed, and is back: number 2 knows of all that either has.
+    three = dataclasses.replace(one.with_role(2, 2), raid_disks=3)
+    assert not has_diverged(three.with_role(1, ROLE_FAULTY), three.with_role(0, ROLE_FAULTY))
+    # The legs that leg 1 knew are gone; it has missed something and has nothing that the array lacks.
+    assert not has_diverged(one.with_role(0, ROLE_FAULTY).with_role(1, ROLE_FAULTY).with_role(2, 0), one)
 
 
 def test_a_new_leg_gets_the_first_number_that_nobody_has(one: Superblock) -> None:

@@ -131,7 +131,7 @@ async def test_the_number_of_legs_grows_and_shrinks_on_all_nodes(images: Images,
             await until(one, new="in_sync")
         assert {superblock(path).raid_disks, superblock(images.paths[0]).raid_disks} == {3}
         await until_quiet(a)
-        with refused(errors.BadRaidDevices):
+        with refused(errors.PositionsInUse, used=3):
             await a.set_raid_devices(2)
         await a.fail(images.paths[0])
         await a.remove(images.paths[0])

@@ -9,6 +9,9 @@ from collections.abc import Callable, Coroutine
 from random import Random
 from typing import Any, ClassVar
 
+from support.protocol import Outcome
+
+from raidfs._core import LegState
 from raidfs.cluster.messages import Message
 from raidfs.format.bitmap import SUPER_BYTES, count_dirty
 from raidfs.lock.api import Mode
@@ -41,6 +44,7 @@ class SimNode:
         self._leave = False
         self._wait = self.runtime.wait_queue()
         self._options = options
+        cluster.nodes.append(self)
         cluster.stepper.spawn(self.group, self._run(), name="node", on_end=self._ended)
 
     @property
@@ -66,7 +70,7 @@ class SimNode:
 
     async def _run(self) -> None:
         options = NodeOptions(
-            images=tuple(disk.name for disk in self.cluster.disks),
+            images=tuple(disk.name for disk in self.cluster.disks[: self.cluster.named]),
             client_name=self.name,
             lock="simulated",
             sync_window_bytes=(1024, 4096),
@@ -92,6 +96,32 @@ class SimNode:
         self.cluster.stepper.spawn(self.group, run(), name=name, on_end=self._ended)
         return results
 
+    def ask(self, coro: Coroutine[Any, Any, Any]) -> Outcome:
+        """Run a command on the node that may fail."""
+        outcome = Outcome()
+
+        async def run() -> None:
+            try:
+                outcome.value = await coro
+            except Exception as e:
+                outcome.error = e
+            outcome.done = True
+
+        self.cluster.stepper.spawn(self.group, run(), name="a command", on_end=self._ended)
+        return outcome
+
+    def do(self, coro: Coroutine[Any, Any, Any]) -> None:
+        """Run a command on the node to its end, which is a good one."""
+        outcome = self.ask(coro)
+        self.cluster.until(lambda: outcome.done)
+        if outcome.error is not None:
+            raise outcome.error
+
+    @property
+    def legs(self) -> dict[str, str]:
+        """What it makes of each disk."""
+        return {leg.path: LegState(leg.state).name for leg in self.node.array.legs}
+
     def leave(self) -> None:
         """Begin to leave."""
         self._leave = True
@@ -105,21 +135,27 @@ class SimNode:
 
 
 class SimNodes:
-    """Disks, locks and nodes of one test; ``messages`` are all that were sent: client and message."""
+    """Disks, locks and nodes of one test; ``messages`` are all that were sent: client and message.
+
+    Of the disks ``legs`` make up the array, then come ``spares``; these the nodes are given. ``fresh`` are blank.
+    """
 
     made: ClassVar[list[SimNodes]] = []
 
-    def __init__(self, seed: int, *, clean: bool = False, legs: int = 2) -> None:
+    def __init__(self, seed: int, *, clean: bool = False, legs: int = 2, spares: int = 0, fresh: int = 0) -> None:
         self.made.append(self)
+        self.nodes: list[SimNode] = []
+        self.named = legs + spares
         rng = Random(seed)
         self.stepper = Stepper(RandomPolicy(rng), rng, steps_max=60_000)
         self.world = self.stepper.group("world")
         self.layout = sim_layout(CHUNKS)
         trace = Trace(keep=False)
         self.disks = [
-            SimDisk(f"disk{n}", self.layout.end_bytes, self.stepper, self.world, rng, trace) for n in range(legs)
+            SimDisk(f"disk{n}", self.layout.end_bytes, self.stepper, self.world, rng, trace)
+            for n in range(legs + spares + fresh)
         ]
-        format_disks(self.disks, self.layout, clean=clean)
+        format_disks(self.disks[: self.named], self.layout, legs=legs, clean=clean)
         self.storage = SimStorage(self.disks)
         self.locks = SimulatedLocks(SimRuntime(self.stepper, self.world))
         self.messages: list[tuple[str, Message]] = []
@@ -183,8 +219,12 @@ class SimNodes:
 
     def dirty(self, slot: int, disk: int = 0) -> int:
         """How many bits a slot has on a disk."""
+        return count_dirty(self.bits(slot, disk), CHUNKS)
+
+    def bits(self, slot: int, disk: int) -> bytes:
+        """Return the bits of a slot on a disk."""
         at = self.layout.slot_offset_bytes(slot) + SUPER_BYTES
-        return count_dirty(bytes(self.disks[disk].content[at : at + CHUNKS // 8]), CHUNKS)
+        return bytes(self.disks[disk].content[at : at + CHUNKS // 8])
 
     def data(self, disk: int) -> bytes:
         """Return a disk's data."""
