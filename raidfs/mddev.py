@@ -60,7 +60,6 @@ class Mddev:
         self.array = array
         self.reconfig_mutex = reconfig_mutex
         self.devices = devices
-        self.waiting_for_sync: int | None = None  # the slot that has added a leg and has not begun to sync (B6)
         self.remote = RemoteResync(array, channel.runtime.now)
         self.on_work_left: Callable[[int], None] = lambda slot: None  # a node leaves with work in its slot
         self.on_sync_action: Callable[[bool], None] = lambda frozen: None  # a user stops syncs, or lets them go on
@@ -245,9 +244,10 @@ class Mddev:
         """Give vacant positions to spares on all nodes, and make NEEDED what legs have missed that recover.
 
         Returns the device numbers of these legs. Only for the holder of ``resync`` EX: no two nodes fill one position,
-        and none calls a leg in sync that it has not copied (B6). It does not look at `waiting_for_sync`: the adder may
-        have nothing to sync, and whoever waits for it would do so for ever. Before a spare gets its position it has
-        every slot of the bitmap (W13). A spare that cannot be written becomes faulty. Raises what `update_sb` raises.
+        and none calls a leg in sync that it has not copied (B6). Linux has WAITING_FOR_SYNC for that:
+        the others let the adder go first, which may have nothing to sync and then keeps them waiting for ever. Before
+        a spare gets its position it has every slot of the bitmap (W13). A spare that cannot be written becomes faulty.
+        Raises what `update_sb` raises.
         """
         await self.reconfig_mutex.lock("spares")
         try:
@@ -433,8 +433,6 @@ class Mddev:
         """
         await self.reconfig_mutex.lock("a node that has gone")
         try:
-            if self.waiting_for_sync == slot:
-                self.waiting_for_sync = None
             await self.update_sb()
             if self.devices.candidates:
                 for number in list(self.devices.candidates):
@@ -446,14 +444,11 @@ class Mddev:
 
     async def remote_resync(self, slot: int, low: int, high: int, code: int) -> Result:
         """See `raidfs.cluster.receiver.Mddev`."""
-        if high == 0:
-            self.waiting_for_sync = None
         await self.remote.moved(slot, low, high, code)
         return Result.APPLIED
 
     def remote_resync_started(self, slot: int) -> Result:
         """See `raidfs.cluster.receiver.Mddev`."""
-        self.waiting_for_sync = None
         self.remote.started(slot)
         return Result.APPLIED
 
@@ -471,7 +466,6 @@ class Mddev:
         """See `raidfs.cluster.receiver.Mddev`."""
         result = await self.devices.confirm(slot, device_uuid, number)
         if result is Result.APPLIED:
-            self.waiting_for_sync = slot
             await self._channel.no_new_dev.convert(Mode.NL)
         return result
 

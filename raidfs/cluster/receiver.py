@@ -75,7 +75,7 @@ class Mddev(Protocol):
         """
 
     def remote_resync_started(self, slot: int) -> Result:
-        """Another node has begun to resync: spares may be activated again (RESYNCING_START)."""
+        """Another node has begun to resync (RESYNCING_START)."""
 
     async def new_disk(self, slot: int, device_uuid: bytes, number: int) -> Result:
         """Another node adds an image, or takes one back: find and open it, or say why not (NEWDISK, RE_ADD)."""

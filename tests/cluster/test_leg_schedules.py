@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Callable, Iterator, Sequence
 from unittest.mock import patch
 
@@ -14,6 +15,7 @@ from support.protocol import Outcome
 from support.sim_nodes import CHUNKS, SimNode, SimNodes
 
 from raidfs import devices as devices_module
+from raidfs._core import OpKind
 from raidfs.array import metadata as metadata_module
 from raidfs.array.array import Array
 from raidfs.array.legs import ArrayLeg
@@ -268,7 +270,24 @@ def w13_a_new_leg_has_every_slot_before_it_counts(seed: int) -> None:
     assert seen == [1]
 
 
+def a_spare_that_cannot_be_written_gives_way(seed: int) -> None:
+    """The first spare does not take the slots that it gets before its position: it is faulty, the second is taken."""
+    cluster = SimNodes(seed, clean=True, spares=2)
+    a, b = cluster.join("A"), cluster.join("B")
+    bad, slots = cluster.disks[2], cluster.layout.slot_offset_bytes(0)
+    for one in (a, b):
+        one.host.decide = lambda on, op: (
+            Strike(errno=errno.EIO, keep_bytes=0)
+            if on is bad and op.kind == OpKind.WRITE_DURABLE and op.offset >= slots
+            else None
+        )
+    fail(b, 1)
+    whole(cluster, 0, 3)
+    assert a.legs == b.legs == {"disk0": "IN_SYNC", "disk1": "FAULTY", "disk2": "FAULTY", "disk3": "IN_SYNC"}
+
+
 SCHEDULES = [
+    a_spare_that_cannot_be_written_gives_way,
     b2_the_number_of_legs_changes_during_a_resync,
     b5_an_image_is_not_confirmed_in_time,
     b5_a_node_stands_still_while_it_is_asked,
@@ -311,6 +330,20 @@ def look_for_ever() -> Iterator[None]:
 @contextlib.contextmanager
 def no_end_of_the_wait_for_ack() -> Iterator[None]:
     with patch("raidfs.cluster.channel.NO_PROGRESS_S", 1e9):
+        yield
+
+
+@contextlib.contextmanager
+def spare_kept() -> Iterator[None]:
+    async def wrong(mddev: Mddev) -> list[int]:
+        await mddev.reconfig_mutex.lock("spares")
+        try:
+            await mddev.update_sb(mddev._with_spares, prepare=mddev._copy_slots_to_spares)
+        finally:
+            mddev.reconfig_mutex.unlock()
+        return [leg.number for leg in mddev.array.recovering()]
+
+    with patch.object(Mddev, "activate_spares", wrong):
         yield
 
 
@@ -402,6 +435,7 @@ def own_slot_only() -> Iterator[None]:
 
 
 WITHOUT = [
+    (a_spare_that_cannot_be_written_gives_way, spare_kept),
     (b2_the_number_of_legs_changes_during_a_resync, nobody_is_asked_who_syncs),
     (b5_an_image_is_not_confirmed_in_time, look_for_ever),
     (b5_a_node_stands_still_while_it_is_asked, no_end_of_the_wait_for_ack),

@@ -5,6 +5,7 @@ A test starts nodes, lets them run up to a condition, and lets one die or leave;
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Coroutine
 from random import Random
 from typing import Any, ClassVar
@@ -99,6 +100,7 @@ class SimNode:
     def ask(self, coro: Coroutine[Any, Any, Any]) -> Outcome:
         """Run a command on the node that may fail."""
         outcome = Outcome()
+        self.cluster.started.append(coro)
 
         async def run() -> None:
             try:
@@ -145,6 +147,7 @@ class SimNodes:
     def __init__(self, seed: int, *, clean: bool = False, legs: int = 2, spares: int = 0, fresh: int = 0) -> None:
         self.made.append(self)
         self.nodes: list[SimNode] = []
+        self.started: list[Coroutine[Any, Any, Any]] = []
         self.named = legs + spares
         rng = Random(seed)
         self.stepper = Stepper(RandomPolicy(rng), rng, steps_max=60_000)
@@ -169,6 +172,9 @@ class SimNodes:
         """Throw the frames away of all that were made so far."""
         for cluster in cls.made:
             cluster.stepper.dispose()
+            for coro in cluster.started:
+                if inspect.getcoroutinestate(coro) == inspect.CORO_CREATED:
+                    coro.close()
         cls.made.clear()
 
     def _broken(self, rule: str, what: str) -> None:
