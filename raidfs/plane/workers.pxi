@@ -10,7 +10,7 @@ cdef enum:
     TAKEN_MAX = 256                  # leg operations that are taken in one turn
     RING_ENTRIES = 256
     RING_OPS_MAX = 512               # leg operations in flight in one ring: above it others have to take them
-    BATCH_REQUESTS = 16              # requests that are read between two turns
+    BATCH_REQUESTS = 4               # requests that are read between two turns: more would leave less to the others
 
 cdef enum:                           # names of completions that are no leg operation's; those are addresses
     NAME_REQUEST = 1
