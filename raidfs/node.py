@@ -434,7 +434,7 @@ async def _assembled(options: NodeOptions, host: Host) -> Assembly:
         heads += await host.candidates([one.path for one in found.values()])
     for head in heads[named:]:
         log.info("%s was not named and is a leg of the array: it is used", head.path)
-    return assemble(heads, run=options.run, cluster_name=options.cluster_name)
+    return assemble(heads, run=options.run, cluster_name=options.cluster_name, heals_bitmaps=True)
 
 
 def _unnamed(heads: Sequence[Candidate]) -> tuple[bytes, set[int]] | None:
@@ -458,6 +458,8 @@ def _check_legs_of_others(assembly: Assembly) -> None:
 
 async def _load(node: Node) -> None:
     array = node.array
+    if not array.read_only:
+        await array.complete_slots()
     await array.load(node.channel.slot)
     for slot, _, value in await node.channel.values():
         if value is not None and value.high:  # a sync is under way there (6.1, step 10)

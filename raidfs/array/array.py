@@ -62,6 +62,7 @@ class Array:
             self._on_superblock_failed,
         )
         self.size_bytes = _served_bytes(assembly, images, self.block_bytes)
+        self._lacking_slots = {leg.index for leg in self.legs if leg.path in assembly.incomplete_bitmap_paths}
         self.slot: int | None = None
         self.fenced = False
         self.doubts = Doubts(self.layout, self.port.engine)
@@ -82,12 +83,12 @@ class Array:
     # ---- starting ------------------------------------------------------------------------------------------------
 
     async def read_slot(self, slot: int) -> bytes:
-        """Return a whole bitmap slot from the first leg in sync (md: read_sb_page)."""
-        leg = self.first_in_sync()
+        """Return a whole bitmap slot from the first leg in sync that has all slots (md: read_sb_page)."""
+        leg = self._first_with_slots()
         return await self.port.leg_read(leg.index, self.layout.slot_offset_bytes(slot), self.layout.slot_bytes)
 
     async def copy_slot(self, slot: int, legs: Sequence[ArrayLeg]) -> None:
-        """Write a whole slot as the first leg in sync has it to other legs, durably; nobody may be writing it.
+        """Write a whole slot as `read_slot` returns it to other legs, durably; nobody may be writing it.
 
         Raises LegNotWritable for the first leg that does not take it.
         """
@@ -97,6 +98,23 @@ class Array:
         for leg, error in zip(legs, errors, strict=True):
             if error is not None:
                 raise LegNotWritable(path=leg.path, reason=error.strerror)
+
+    async def complete_slots(self) -> None:
+        """Copy all slots to legs in sync that lack some, before anything relies on them; needs the token.
+
+        Linux and ``mdadm --add`` leave them so (W13); a node that runs has completed them when it joined. Raises
+        LegNotWritable.
+        """
+        legs = [leg for leg in self.legs if leg.index in self._lacking_slots]
+        for slot in range(self.layout.nodes if legs else 0):
+            await self.copy_slot(slot, legs)
+        self._lacking_slots.clear()
+        if legs:
+            log.info("bitmap slots were lacking, and were written, on %s", ", ".join(leg.path for leg in legs))
+
+    def _first_with_slots(self) -> ArrayLeg:
+        legs = [leg for leg in self.legs if leg.state == LegState.IN_SYNC and leg.index not in self._lacking_slots]
+        return min(legs, key=lambda leg: (leg.role is None, leg.role), default=self.first_in_sync())
 
     async def load(self, slot: int) -> None:
         """Take a slot as the own one and load its bits (md: md_bitmap_load)."""

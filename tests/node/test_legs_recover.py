@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import trio
+from support.golden import golden_images
 from support.nodes import CHUNK, Images, node, refused
 
 from raidfs import errors
+from raidfs.array.examine import examine_image
 from raidfs.array.head import read_candidates
 from raidfs.format.superblock import ROLE_FAULTY, Superblock
 from raidfs.lock.api import Mode
@@ -86,6 +88,23 @@ async def test_a_leg_that_comes_back_has_its_position_at_once_and_is_written_by_
             await b.re_add(images.paths[1])
 
 
+async def test_of_a_leg_that_comes_back_only_what_it_has_missed_is_copied(images: Images, lockd: str) -> None:
+    async with node(images, lockd, "a") as a, node(images, lockd, "b") as b:
+        await a.volume.write(0, bytes(range(256)) * 16384, durable=True)  # all 64 chunks
+        for one in (a, b):
+            await one.array.flush_bitmap()
+        await a.fail(images.paths[1])
+        for chunk, one in ((3, a), (3, b), (17, b), (63, b)):
+            await one.volume.write(chunk * CHUNK, b"missed", durable=True)
+        await a.re_add(images.paths[1])
+        for one in (a, b):
+            await until(one, leg1="in_sync")
+        await until_quiet(a)
+        copied = [one.array.port.engine.statistics()["sync"]["bytes_written"] for one in (a, b)]
+        assert sorted(copied) == [0, 3 * CHUNK]
+        assert images.data(0) == images.data(1)
+
+
 async def test_what_the_bitmaps_do_not_tell_any_more_is_copied_in_full(
     images: Images, lockd: str, tmp_path: Path
 ) -> None:
@@ -154,3 +173,45 @@ async def test_a_faulty_leg_that_was_named_can_be_taken_back_or_removed(images: 
         await b.re_add(images.paths[1])
         await until(a, leg1="in_sync")
         await until(b, leg1="in_sync")
+
+
+def blank(path: str, slots: range) -> None:
+    """Leave a leg as ``mdadm --add`` does: without the slots of nodes that did not run."""
+    with open(path, "r+b") as file:
+        for slot in slots:
+            file.seek(8192 + slot * 4096)
+            file.write(bytes(4096))
+
+
+async def test_a_leg_that_lacks_slots_has_them_before_the_node_counts(images: Images, lockd: str) -> None:
+    async with node(images, lockd, "a"):
+        pass  # bits count from now on
+    images.set_bits(2, [5, 6])  # of a node that died
+    images.scribble(1, 5 * CHUNK, b"differs")
+    blank(images.paths[0], range(1, 4))
+    async with node(images, lockd, "a", read_only=True) as reader:
+        assert reader.array.doubts
+        assert images.dirty(2, leg=0) == 0
+        async with node(images, lockd, "b") as b:
+            await until_quiet(b)
+            for slot in range(4):
+                at = 8192 + slot * 4096
+                found = [Path(path).read_bytes()[at : at + 4096] for path in images.paths]
+                assert found[0] == found[1]
+                assert found[0][:4] == b"bitm"
+            await b.wait_for_syncs()
+            assert images.data(0) == images.data(1)
+
+
+async def test_a_recovery_that_linux_began_is_finished(tmp_path: Path, lockd: str) -> None:
+    member0, member1, _ = (image.write_to(tmp_path) for image in golden_images("007"))
+    async with node(Images((member0, member1)), lockd, "a") as a:
+        [before] = [leg.recovery_offset for leg in a.array.recovering()] or [0]
+        with trio.fail_after(30):
+            await a.wait_for_syncs()
+        assert [leg.state for leg in a.status().legs] == ["in_sync", "in_sync"]
+        assert before > 0
+        copied = a.array.port.engine.statistics()["sync"]["bytes_written"]
+        assert copied <= a.array.size_bytes - before
+    for image in (member0, member1):
+        assert [slot.error for slot in examine_image(image).slots] == [None] * 4
