@@ -212,9 +212,9 @@ class Engine:
         Requests are worked on in order, several may wait. Own writes to a block come before or after it, others go on;
         the suspended range is not looked at. The result is the bytes of the array that were read (HEAL: to be copied),
         or an error, when the blocks in flight have ended: EAGAIN when a leg has failed or its failure is not recorded
-        yet (look again), ECANCELED after `abort_sync`, EIO when no leg can read a block (its READ_ERROR tells where),
-        when the last leg in sync refuses a write, or REWRITE reads back something else, EROFS on a read-only node for
-        all but CHECK, the fence's.
+        yet (look again), ECANCELED after `abort_sync`, ENODATA when no leg that may be read can read a block, EIO when
+        the last leg in sync refuses a write, or REWRITE reads back something else or nothing, EROFS on a read-only node
+        for all but CHECK, the fence's.
         """
 
     def abort_sync(self) -> None:

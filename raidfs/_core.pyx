@@ -23,7 +23,7 @@ that uses the C face (``_core.pxd``) or taken and completed one by one from Pyth
 import enum
 import os
 
-from libc.errno cimport EAGAIN, EBUSY, EINVAL, EIO, ENOMEM, ENOSPC, ENXIO, EROFS
+from libc.errno cimport EAGAIN, EBUSY, EINVAL, EIO, ENODATA, ENOMEM, ENOSPC, ENXIO, EROFS
 from libc.stdint cimport UINT64_MAX, int64_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memmove, memset

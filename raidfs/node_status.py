@@ -86,6 +86,7 @@ def _leg_statuses(array: Array, statistics: EngineStatistics) -> tuple[schema.Le
                 direct=leg.direct,
                 read_errors=counts["read_errors"],
                 write_errors=counts["write_errors"],
+                corrected_reads=counts["corrected_reads"],
             )
         )
     for left in array.assembly.left_out:

@@ -65,6 +65,8 @@ class RemoteResync:
         self.action = SyncAction(code & ACTION_MASK)
         if self.action in (SyncAction.RESYNC, SyncAction.RECOVER):
             self._cover(window, whole=bool(code & WHOLE))
+        else:
+            self._coverage.forget()  # it may have come from a heal to rewrite what could not be read
         self.progress.moved(window.start, max(0, window.end - max(window.start, self.window.end)), self._now())
         self._suspend(window)
         if window.end > window.start:

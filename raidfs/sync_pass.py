@@ -18,11 +18,15 @@ import dataclasses
 import errno
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import NoReturn
 
+from raidfs._core import LegState
 from raidfs._core import SyncAction as EngineAction
 from raidfs.array.array import Array
+from raidfs.array.legs import ArrayLeg
 from raidfs.array.port import SyncUnderWay
+from raidfs.array.read_errors import READ_ERRORS_MAX, SetAside
 from raidfs.array.resync import (
     CHECKPOINT_S,
     CHECKPOINTS,
@@ -36,14 +40,16 @@ from raidfs.array.resync import (
 from raidfs.cluster.channel import Channel
 from raidfs.cluster.messages import Message, MessageType
 from raidfs.errors import MessageNotAcknowledged, MessageRefused, RaidfsError
+from raidfs.format.bitmap import SUPER_BYTES as BITMAP_SUPER_BYTES
 from raidfs.mddev import Mddev
 from raidfs.node_options import NodeOptions
 from raidfs.remote_resync import resyncing_code
-from raidfs.units import KIB, SECTOR_BYTES
+from raidfs.units import KIB, SECTOR_BYTES, round_down
 
 log = logging.getLogger(__name__)
 
 PIECES_AHEAD = 2  # that are announced and not finished
+LOST_BLOCKS_MAX = 1024  # of one pass
 
 _ENGINE_ACTIONS = {
     SyncAction.RESYNC: EngineAction.HEAL,
@@ -57,6 +63,15 @@ class SyncInterrupted(Exception):
     """The legs have changed: what has to be done is to be found out again."""
 
 
+class TooMuchLost(Exception):
+    """More blocks than `LOST_BLOCKS_MAX` cannot be read from any leg in sync."""
+
+
+def legs_as_they_are(array: Array) -> tuple[object, ...]:
+    """Return what changes when legs come, go or change their state."""
+    return tuple((leg.index, leg.number, leg.state, leg.role) for leg in array.legs)
+
+
 @dataclasses.dataclass
 class Piece:
     """A part of the window that is being copied."""
@@ -68,7 +83,7 @@ class Piece:
 class SyncPass:
     """What the holder of ``resync`` does to the array; ``progress`` and ``action`` are for the status."""
 
-    def __init__(self, array: Array, mddev: Mddev, channel: Channel, options: NodeOptions) -> None:
+    def __init__(self, array: Array, mddev: Mddev, channel: Channel, options: NodeOptions, aside: SetAside) -> None:
         self._array = array
         self._engine = array.port.engine
         self._mddev = mddev
@@ -85,18 +100,24 @@ class SyncPass:
         )
         self._pace = Pace(options.sync_speed_min * KIB, options.sync_speed_max * KIB, now)
         self._coverage = Coverage(array.layout.chunk_bytes)
+        self._aside = aside
+        self.lost: set[int] = set()  # chunks with blocks that no leg in sync can read, of this pass
+        self._lost_blocks = 0
         self._window = Span(0, 0)  # announced last
         self._announced = True  # RESYNCING_START was
         self._whole = False
+        self._rewrites = False  # the window is one of `rewrite`
         self._held: deque[tuple[int, float]] = deque()  # announced pieces: their end, since when
         self._pieces: deque[Piece] = deque()
-        self._legs = self._legs_now()
+        self._legs = legs_as_they_are(array)
         self._checkpoint_at = (0, now)  # of the recovery: where it was, and when
         self._requests_seen = 0
 
     def bits_found(self) -> None:
         """Bits were imported: chunks that we are at may differ again below the window."""
-        if not self._coverage.is_empty:
+        if self._rewrites:
+            self._coverage.forget()  # the window is somewhere else
+        elif not self._coverage.is_empty:
             self._coverage.restart(self._window.start)
 
     # ---- passes ----------------------------------------------------------------------------------------------------
@@ -108,7 +129,7 @@ class SyncPass:
         that has come since then has to be looked at first.
         """
         array = self._array
-        self._legs = self._legs_now()
+        self._legs = legs_as_they_are(array)
         if sorted(recovering) != sorted(leg.number for leg in array.recovering()):
             raise SyncInterrupted("the legs have changed")
         self._begin(SyncAction.RECOVER if recovering else SyncAction.RESYNC)
@@ -130,7 +151,7 @@ class SyncPass:
 
     async def compare(self, action: SyncAction) -> None:
         """Check or repair the whole array."""
-        self._legs = self._legs_now()
+        self._legs = legs_as_they_are(self._array)
         self._begin(action)
         self._engine.reset_mismatches()
         await self._go_over(Span(0, self._array.size_bytes))
@@ -169,6 +190,8 @@ class SyncPass:
         if action is not self.action or self.progress.position_bytes:
             self.progress = Progress(self._array.size_bytes, self._runtime.now())
         self.action = action
+        self.lost.clear()
+        self._lost_blocks = 0
         self._coverage.forget()
         log.info("%s begins", action.word)
 
@@ -180,13 +203,18 @@ class SyncPass:
         at = span.start
         while self._pieces or at < span.end:
             self._check_legs()
-            may_start = at < span.end and len(self._pieces) < PIECES_AHEAD and not self._checkpoint_is_due()
+            waits = self._checkpoint_is_due() or bool(self._array.read_errors)
+            may_start = at < span.end and len(self._pieces) < PIECES_AHEAD and not waits
             if may_start and not self._pace.rest_s(self._runtime.now()):
                 at = await self._start_piece(at, span.end)
             elif self._pieces:
                 await self._finish_piece()
             elif self._checkpoint_is_due():
                 await self._checkpoint(at)
+            elif self._array.read_errors:
+                if self._window.end > at:
+                    await self._announce(Span(at, at))
+                await self.rewrite()
             else:
                 await self._rest(at)
 
@@ -206,21 +234,72 @@ class SyncPass:
 
     async def _finish_piece(self) -> None:
         piece = self._pieces[0]
-        try:
-            await self._array.port.end_sync(piece.under_way)
-        except OSError as e:
-            if e.errno == errno.EAGAIN:
-                raise SyncInterrupted("a leg has failed") from None
-            raise
-        finally:
-            if piece.under_way.is_set():
-                self._pieces.popleft()
         span = piece.span
+        if not await self._is_done(piece):
+            for block in await self._by_halves(_ENGINE_ACTIONS[self.action], span):
+                await self._leave_out(block)
         self.progress.moved(span.end, span.end - span.start, self._runtime.now())
         if self.action in (SyncAction.RESYNC, SyncAction.RECOVER):
             finished = self._coverage.reach(span.end, self._array.size_bytes)
             if finished is not None:
                 self._engine.sync_end(finished.start, finished.end, aborted=False)
+                self._need(self.lost.intersection(self._array.chunks_of(finished)))
+
+    async def _is_done(self, piece: Piece) -> bool:
+        """Wait for the end of a piece; returns whether all of it could be read."""
+        try:
+            await self._array.port.end_sync(piece.under_way)
+        except OSError as e:
+            if e.errno == errno.EAGAIN:
+                raise SyncInterrupted("a leg has failed") from None
+            if e.errno == errno.ENODATA:
+                return False
+            raise
+        finally:
+            if piece.under_way.is_set():
+                self._pieces.remove(piece)
+        return True
+
+    async def _by_halves(self, action: EngineAction, span: Span, *, leg: int = 0) -> list[Span]:
+        """Do again what could not be read, in ever smaller parts; returns the ranges that no leg can read."""
+        block_bytes = max(SECTOR_BYTES, self._array.block_bytes)
+        lost: list[Span] = []
+        parts = [span]
+        while parts:
+            part = parts.pop()
+            piece = Piece(part, self._array.port.begin_sync(action, part.start, part.end, leg=leg))
+            self._pieces.append(piece)
+            if await self._is_done(piece):
+                continue
+            if part.end - part.start <= block_bytes:
+                before = lost.pop() if lost and lost[-1].end == part.start else part
+                lost.append(Span(before.start, part.end))
+                self._lost_blocks += 1
+                if self._lost_blocks > LOST_BLOCKS_MAX:
+                    raise TooMuchLost
+                continue
+            middle = part.start + max(block_bytes, round_down((part.end - part.start) // 2, block_bytes))
+            parts += [Span(middle, part.end), Span(part.start, middle)]
+        return lost
+
+    async def _leave_out(self, block: Span) -> None:
+        """No leg in sync can read this: its chunks stay NEEDED, also where a leg lacks them that recovers."""
+        self._array.read_errors.lost(block, self._runtime.now())
+        if self._aside.tell(block):
+            log.error(
+                "no leg in sync can read bytes %d to %d of the array: they stay as they are", block.start, block.end
+            )
+        if self.action not in (SyncAction.RESYNC, SyncAction.RECOVER):
+            return
+        chunks = self._array.chunks_of(block)
+        self.lost.update(chunks)
+        self._need(chunks)
+        await self._array.port.sweep()
+
+    def _need(self, chunks: Collection[int]) -> None:
+        if chunks:
+            bits = sum(1 << chunk for chunk in chunks) << 8 * BITMAP_SUPER_BYTES
+            self._engine.import_bits(bits.to_bytes(self._array.layout.slot_bytes, "little"))
 
     async def _rest(self, at: int) -> None:
         if self._window.end > at or self._window.start < at:
@@ -235,6 +314,51 @@ class SyncPass:
         )
         self._requests_seen = requests
         self._engine.set_sync_limits(self._policy.block_bytes, blocks)
+
+    # ---- what legs could not read ----------------------------------------------------------------------------------
+
+    async def rewrite(self) -> None:
+        """Write anew what legs could not read, from another leg (md: fix_read_error).
+
+        Nobody else writes there meanwhile: another node's write between our read of one leg and our write of the other
+        would be undone there. A leg that has too many errors, or gives back something else, is failed; a block that no
+        leg can read is left as it is. Nothing of a pass may be in flight.
+        """
+        errors = self._array.read_errors
+        self._legs = legs_as_they_are(self._array)
+        action, self.action, self._rewrites = self.action, SyncAction.REPAIR, True
+        try:
+            while errors:
+                index, span = errors.first
+                leg = self._array.leg(index)
+                if leg.state == LegState.IN_SYNC and not self._array.is_last(leg):
+                    await self._rewrite(leg, span)
+                    self._check_legs()
+                errors.done(index, span)
+        finally:
+            self.action = action
+            self._rewrites = False
+
+    async def _rewrite(self, leg: ArrayLeg, span: Span) -> None:
+        count = self._array.read_errors.count(leg.index, self._runtime.now())
+        if count > READ_ERRORS_MAX:
+            self._give_up(leg, f"it has failed {count} reads, old ones not counted")
+        await self._announce(span)
+        try:
+            lost = await self._by_halves(EngineAction.REWRITE, span, leg=leg.index)
+        except OSError as e:
+            if e.errno != errno.EIO or self._array.fenced:
+                raise
+            self._give_up(leg, f"what was written anew at byte {span.start} of the array is not read back")
+        for block in lost:
+            await self._leave_out(block)
+        if not lost:
+            log.info("%s: what could not be read at byte %d of the array was written anew", leg.path, span.start)
+
+    def _give_up(self, leg: ArrayLeg, why: str) -> NoReturn:
+        log.error("%s: the leg is failed: %s", leg.path, why)
+        self._array.give_up(leg)
+        raise SyncInterrupted("a leg has failed")
 
     # ---- the others ------------------------------------------------------------------------------------------------
 
@@ -262,11 +386,11 @@ class SyncPass:
 
     # ---- recovery --------------------------------------------------------------------------------------------------
 
-    def _legs_now(self) -> tuple[object, ...]:
-        return tuple((leg.index, leg.number, leg.state, leg.role) for leg in self._array.legs)
+    def _legs_changed(self) -> bool:
+        return legs_as_they_are(self._array) != self._legs
 
     def _check_legs(self) -> None:
-        if self._legs_now() != self._legs:
+        if self._legs_changed():
             raise SyncInterrupted("the legs have changed")
 
     def _recovered_to(self) -> int:
@@ -294,6 +418,6 @@ class SyncPass:
 
     async def _checkpoint_on_leaving(self) -> None:
         done = self.progress.position_bytes
-        if self.action is SyncAction.RECOVER and self._legs_now() == self._legs and done > self._recovered_to():
+        if self.action is SyncAction.RECOVER and not self._legs_changed() and done > self._recovered_to():
             await self._array.port.flush()
             await self._mddev.checkpoint_recovery(done)

@@ -18,10 +18,12 @@ says nothing (B15), ``resync`` goes with the lock space, and whoever takes our s
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 
 from raidfs._core import LegState
 from raidfs.array.array import Array
-from raidfs.array.resync import SyncAction
+from raidfs.array.read_errors import SetAside
+from raidfs.array.resync import Span, SyncAction
 from raidfs.cluster.channel import Channel
 from raidfs.cluster.messages import Message, MessageType
 from raidfs.errors import RaidfsError, SyncRuns, SyncStopped
@@ -30,7 +32,7 @@ from raidfs.mddev import Mddev
 from raidfs.node_options import NodeOptions
 from raidfs.remote_resync import RemoteResync
 from raidfs.runtime import CancelScope
-from raidfs.sync_pass import SyncInterrupted, SyncPass
+from raidfs.sync_pass import SyncInterrupted, SyncPass, TooMuchLost, legs_as_they_are
 from raidfs.takeover import Takeover
 
 log = logging.getLogger(__name__)
@@ -60,6 +62,7 @@ class SyncThread:
         self._scope: CancelScope | None = None
         self._stopping = False
         self._running = False
+        self._aside = SetAside()
         takeover.on_bits_found = self._bits_found
 
     def wake(self) -> None:
@@ -68,17 +71,35 @@ class SyncThread:
 
     def is_due(self) -> bool:
         """Whether there is something to do now."""
-        return self.due_action() is not None and not (self.frozen or self._array.fenced)
+        due = self.due_action() is not None or bool(self._array.read_errors)
+        return due and not (self.frozen or self._array.fenced)
 
     def due_action(self) -> SyncAction | None:
         """Return what should be done next, stopped or not: legs made complete or equal, then what the user asks."""
         array = self._array
-        if array.recovering() or array.spares_to_activate():
+        if array.spares_to_activate() or (array.recovering() and not self._is_set_aside()):
             return SyncAction.RECOVER
         writable = sum(leg.state in (LegState.IN_SYNC, LegState.RECOVERING) for leg in array.legs)
-        if writable > 1 and array.port.engine.statistics()["chunks_needed"]:
+        if writable > 1 and not array.recovering() and self._is_needed() and not self._is_set_aside():
             return SyncAction.RESYNC
         return self._wanted
+
+    def _is_needed(self) -> bool:
+        return bool(self._array.port.engine.statistics()["chunks_needed"])
+
+    def _is_set_aside(self) -> bool:
+        """Whether all that is to be healed has been tried already with the legs as they are, and cannot be read."""
+        array = self._array
+        if not self._aside.counts(legs_as_they_are(array), self._runtime.now()):
+            return False
+        # What a leg that recovers has not yet is not told by chunks; a pass has been to its end, so it is one of these.
+        end = min((leg.recovery_offset for leg in array.recovering()), default=array.size_bytes)
+        at = 0
+        while (found := array.port.engine.next_to_sync(at)) is not None and found[0] < end:
+            if not self._aside.has(array.chunks_of(Span(found[0], min(found[1], end)))):
+                return False
+            at = found[1]
+        return True
 
     # ---- requests --------------------------------------------------------------------------------------------------
 
@@ -95,7 +116,9 @@ class SyncThread:
     def freeze(self, *, frozen: bool) -> None:
         """Stop what runs here and begin nothing, or go on (md: ``frozen``); `wait_stopped` waits for the end."""
         self.frozen = frozen
-        if frozen:
+        if not frozen:
+            self._aside.clear()
+        else:
             self._wanted = None
             if self._scope is not None:
                 self._scope.cancel()
@@ -197,22 +220,32 @@ class SyncThread:
         channel = self._channel
         await self._takeover.look()
         await channel.sendmsg(Message(MessageType.RESYNCING_START, channel.slot), False)
-        sync = self.current = SyncPass(self._array, self._mddev, channel, self._options)
+        sync = self.current = SyncPass(self._array, self._mddev, channel, self._options, self._aside)
         try:
+            await sync.rewrite()
             while (action := self.due_action()) is not None:
                 self.last = (action, False)
                 if action in (SyncAction.CHECK, SyncAction.REPAIR):
                     self._wanted = None
                     await sync.compare(action)
-                elif action is SyncAction.RECOVER:
-                    await sync.heal(await self._mddev.activate_spares())
                 else:
-                    await sync.heal(())
+                    await sync.heal(await self._mddev.activate_spares() if action is SyncAction.RECOVER else ())
+                    self._set_aside(frozenset(sync.lost))
                 self.last = (action, True)
+                await sync.rewrite()
+        except TooMuchLost:
+            log.error("too many blocks cannot be read from any leg in sync: the sync is given up for some time")
+            self._set_aside(range(self._array.layout.bits))
         finally:
             with self._runtime.cancel_scope(shield=True):
                 await sync.end(leaving=self._stopping)
             self.current = None
+
+    def _set_aside(self, lost: Collection[int]) -> None:
+        if lost:
+            self._aside.put(lost, legs_as_they_are(self._array), self._runtime.now())
+        else:
+            self._aside.clear()
 
     def _bits_found(self) -> None:
         if self.current is not None:

@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
+from errno import EIO
 
 from raidfs._core import LEGS_LIMIT, Engine, EventKind, LegState
 from raidfs.array.assemble import Assembly
@@ -19,6 +20,8 @@ from raidfs.array.legs import ArrayLeg, LegImage, assembled_legs
 from raidfs.array.metadata import Metadata
 from raidfs.array.new_leg import check_fits
 from raidfs.array.port import EnginePort
+from raidfs.array.read_errors import ReadErrors
+from raidfs.array.resync import Span
 from raidfs.array.spares import Standing, vacant_positions
 from raidfs.errors import BlockTooLarge, LegNotWritable, NoSuchLeg, TooManyLegs
 from raidfs.format.bitmap import SUPER_BYTES as BITMAP_SUPER_BYTES
@@ -68,6 +71,8 @@ class Array:
         self.doubts = Doubts(self.layout, self.port.engine)
         self.failed: list[tuple[int, int]] = []  # (leg, errno) that the engine reported and nobody has answered
         self.failures = runtime.wait_queue()
+        self.read_errors = ReadErrors()
+        self._runtime = runtime
         self.legs_changed = runtime.wait_queue()  # woken whenever a leg, its state or the number of positions changes
 
     @property
@@ -173,6 +178,11 @@ class Array:
         """Whether a leg has failed, and that is not recorded yet."""
         return any(leg["blocked"] for leg in self.port.engine.statistics()["legs"])
 
+    def chunks_of(self, span: Span) -> range:
+        """Return the numbers of the chunks that a range touches."""
+        chunk_bytes = self.layout.chunk_bytes
+        return range(span.start // chunk_bytes, -(-span.end // chunk_bytes))
+
     def only_one_in_sync(self) -> bool:
         """Whether all reads go to one leg in any case."""
         return sum(leg.state == LegState.IN_SYNC for leg in self.legs) < 2
@@ -226,6 +236,19 @@ class Array:
             log.error("%s: write or flush failed at byte %d on the last leg: %s", path, offset, reason)
         else:
             log.warning("%s: read failed at byte %d (%d bytes), another leg is tried: %s", path, offset, length, reason)
+            self._read_failed(self.leg(leg), offset, length)
+
+    def _read_failed(self, leg: ArrayLeg, offset: int, length: int) -> None:
+        """Have it written anew from another leg, if there is one and this node may write."""
+        if leg.state == LegState.IN_SYNC and not (self.is_last(leg) or self.read_only):
+            at = offset - self.layout.data_offset_bytes
+            self.read_errors.add(leg.index, Span(at, at + length), self._runtime.now())
+            self.legs_changed.wake_up()
+
+    def give_up(self, leg: ArrayLeg) -> None:
+        """Fail a leg in sync that is not the last one, though it takes what is written to it."""
+        self.port.engine.block_leg(leg.index)
+        self.report_failed(leg.index, EIO)
 
     def report_failed(self, index: int, errno: int) -> None:
         """Hand a leg that is blocked to the task that records failures."""
@@ -291,6 +314,7 @@ class Array:
         """Leave a leg out from now on; writes wait until `release` (md: Faulty and Blocked)."""
         leg.state, leg.role, leg.blocked = LegState.FAULTY, None, True
         self.metadata.drop(leg.index)
+        self.read_errors.forget(leg.index)
         self.port.engine.block_leg(leg.index)
         log.error("%s: the leg is faulty and left out; the array is degraded", leg.path)
         self.legs_changed.wake_up()

@@ -131,9 +131,10 @@ def _legs(status: NodeStatus) -> str:
         number = "-" if leg.number is None else str(leg.number)
         role = "-" if leg.role is None else str(leg.role)
         mode = "" if leg.state == "missing" or leg.direct else " (buffered)"
+        corrected = f" ({leg.corrected_reads} blocks corrected)" if leg.corrected_reads else ""
         errors = f"{leg.read_errors}/{leg.write_errors}"
         state = _LEG_WORDS.get(leg.state, leg.state)
-        lines.append(f"    {number:>6}   {role:>10}   {errors:>19}   {state:<16} {leg.path}{mode}".rstrip())
+        lines.append(f"    {number:>6}   {role:>10}   {errors:>19}   {state:<16} {leg.path}{mode}{corrected}".rstrip())
     return "\n".join(lines) + "\n"
 
 

@@ -54,7 +54,7 @@ class LegStatus:
     """One leg: ``number`` is its descriptor number, ``role`` its position or None (spare, faulty).
 
     A position that nobody fills is a leg with state ``missing``, number None and an empty path. ``direct`` tells
-    whether it is open with O_DIRECT.
+    whether it is open with O_DIRECT. ``corrected_reads``: blocks that this node has written anew from another leg.
     """
 
     path: str
@@ -64,6 +64,7 @@ class LegStatus:
     direct: bool
     read_errors: int
     write_errors: int
+    corrected_reads: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -213,7 +213,7 @@ cdef void block_advance(EngineState *e, SyncBlock *block) noexcept nogil:
             legs &= ~(<uint32_t> 1 << r.leg)
         first = first_leg(e, legs)
         if first < 0:
-            block_end(e, block, EIO)
+            block_end(e, block, ENODATA)
         elif r.action == SYNC_HEAL and not (
                 heal_targets(e, block.r.span_start, block.r.span_end) & ~(<uint32_t> 1 << first)):
             e.sync_skipped += block.r.span_end - block.r.span_start
@@ -298,7 +298,7 @@ cdef void block_was_read(EngineState *e, SyncBlock *block) noexcept nogil:
         others &= ~(<uint32_t> 1 << r.leg)
     leg = first_leg(e, others)
     if leg < 0:
-        block_end(e, block, EIO)
+        block_end(e, block, ENODATA)
     elif e.blocked:
         block_end(e, block, EAGAIN)
     else:

@@ -189,7 +189,7 @@ def test_a_block_that_no_leg_in_sync_can_read_ends_the_request() -> None:
     tag = s.engine.submit_sync(HEAL, 0, CHUNK)
     s.legs.fail(s.pending(OpKind.READ)[0], errno.EIO)
     assert not s.pending()
-    assert s.result(tag) == -errno.EIO
+    assert s.result(tag) == -errno.ENODATA
 
 
 def test_a_leg_that_refuses_a_copy_fails_and_the_request_asks_to_look_again() -> None:
@@ -489,7 +489,7 @@ def test_a_rewrite_that_cannot_be_read_back_fails_and_raises_no_event() -> None:
 
 def test_without_another_leg_in_sync_there_is_nothing_to_rewrite_from() -> None:
     s = SteppedEngine(states=(IN_SYNC, RECOVERING))
-    assert sync(s, REWRITE, leg=0) == -errno.EIO
+    assert sync(s, REWRITE, leg=0) == -errno.ENODATA
     assert sync(s, REWRITE, leg=7) == -errno.EINVAL
 
 

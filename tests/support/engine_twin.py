@@ -657,7 +657,7 @@ class TwinEngine:
             return self.block_read(b, self.in_sync) if len(self.in_sync) > 1 else self.end_block(b, 0)
         readers = self.in_sync - ({b.sync.leg} if action == SyncAction.REWRITE else set())
         if not readers:
-            return self.end_block(b, errno.EIO)
+            return self.end_block(b, errno.ENODATA)
         if action == SyncAction.HEAL and not self.heal_targets(b) - {min(readers)}:
             return self.end_block(b, 0)
         return self.block_read(b, {min(readers)})
@@ -686,7 +686,7 @@ class TwinEngine:
         if not b.ok:
             others = self.in_sync - b.tried - rewritten
             if not others:
-                return self.end_block(b, errno.EIO)
+                return self.end_block(b, errno.ENODATA)
             return self.end_block(b, errno.EAGAIN) if self.blocked else self.block_read(b, {min(others)})
         b.source = min(b.ok)
         b.sync.copied += b.span[1] - b.span[0]
