@@ -26,22 +26,23 @@ def _nothing_runs_on() -> Iterator[None]:
 
 
 class BadPlaces:
-    """Chunks that disks cannot read; those that are ``cured`` can be read once they were written."""
+    """Sectors that disks cannot read; those that are ``cured`` can be read once they were written."""
 
     def __init__(self, cluster: SimNodes, *, cured: bool) -> None:
         self._cluster = cluster
         self._cured = cured
         self._bad: set[tuple[str, int]] = set()
 
-    def spoil(self, disk: int, chunk: int) -> None:
-        self._bad.add((self._cluster.disks[disk].name, chunk))
+    def spoil(self, disk: int, chunk: int, *, sectors: int = CHUNK_BYTES // 512) -> None:
+        first = chunk * CHUNK_BYTES // 512
+        self._bad |= {(self._cluster.disks[disk].name, first + number) for number in range(sectors)}
 
     def strike(self, one: SimNode) -> None:
         one.host.decide = self._decide
 
     def _decide(self, disk: SimDisk, op: DiskOp) -> Strike | None:
-        first = (op.offset - DATA_OFFSET_BYTES) // CHUNK_BYTES
-        last = (op.offset + op.length - 1 - DATA_OFFSET_BYTES) // CHUNK_BYTES
+        first = (op.offset - DATA_OFFSET_BYTES) // 512
+        last = (op.offset + op.length - 1 - DATA_OFFSET_BYTES) // 512
         hit = {place for place in self._bad if place[0] == disk.name and first <= place[1] <= last}
         if hit and op.kind == OpKind.READ:
             return Strike(errno=errno.EIO)
@@ -176,14 +177,15 @@ def test_what_no_leg_can_read_is_the_users_error_and_fails_no_leg(seed: int) -> 
     assert corrected(a) == [0, 0]
 
 
+@pytest.mark.parametrize("sectors", [1, 8])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_heal_leaves_out_what_no_leg_can_read_and_does_all_the_rest_once(seed: int) -> None:
+def test_a_heal_leaves_out_what_no_leg_can_read_and_does_all_the_rest_once(seed: int, sectors: int) -> None:
     cluster = SimNodes(seed)
     for chunk in range(CHUNKS):
         cluster.scribble(1, chunk)
     places = BadPlaces(cluster, cured=False)
-    places.spoil(0, 3)
-    places.spoil(1, 3)
+    places.spoil(0, 3, sectors=sectors)
+    places.spoil(1, 3, sectors=sectors)
     a = cluster.begin("A")
     places.strike(a)
     cluster.until(lambda: a.joined is not None)
@@ -194,8 +196,8 @@ def test_a_heal_leaves_out_what_no_leg_can_read_and_does_all_the_rest_once(seed:
     assert len(begun) == 1
     assert a.node.sync_status().state == "idle"
     first, second = cluster.data(0), cluster.data(1)
-    different = {at // CHUNK_BYTES for at in range(0, SIZE, 512) if first[at : at + 512] != second[at : at + 512]}
-    assert different == {3}
+    different = {at // 512 for at in range(0, SIZE, 512) if first[at : at + 512] != second[at : at + 512]}
+    assert different == set(range(24, 24 + sectors))
     assert states(a) == ["IN_SYNC", "IN_SYNC"]
     places._bad.clear()
     a.start(a.node.sync_action("resync"))

@@ -97,13 +97,47 @@ def test_a_write_error_is_recorded_before_the_write_returns(
     assert os.strerror(errno.ENOSPC) in log()
 
 
-def test_a_read_error_is_not_seen_by_who_reads(
+def test_a_read_error_is_not_seen_by_who_reads_and_the_leg_is_written_anew(
     array: Array, mount: Mount, log: Callable[[], str], data_offset: int
 ) -> None:
     node = mount(f"error,leg=0,on=read,nth=1,{place(data_offset, 0)}")
     write(node, 0, b"r" * BLOCK)
     assert [read(node, 0) for _ in range(4)] == [b"r" * BLOCK] * 4
     assert "another leg is tried" in log()
+    eventually(lambda: node.status().legs[0].corrected_reads == 1, "the leg is written anew")
+    assert node.status().legs[0].read_errors == 1
+    assert states(node) == ["in_sync", "in_sync"]
+    assert "a.img (1 blocks corrected)" in raidfs("status", "--detail", node.directory).stdout
+    assert raidfs("wait", node.directory).returncode == 0
+    assert on_leg(array, 0, data_offset) == b"r" * BLOCK
+
+
+def test_a_leg_that_cannot_read_what_was_written_anew_is_failed_on_all_nodes(
+    array: Array, mount: Mount, directories: list[pathlib.Path], log: Callable[[], str], data_offset: int
+) -> None:
+    node = mount(f"error,leg=0,on=read,{place(data_offset, 0)}")
+    other = array.mount(directories[1])
+    write(node, 0, b"r" * BLOCK)
+    assert [read(node, 0) for _ in range(4)] == [b"r" * BLOCK] * 4
+    eventually(lambda: states(node) == ["in_sync", "faulty"], "the leg is failed")
+    assert states(other) == ["in_sync", "faulty"]
+    assert is_recorded_as_failed(array, 0)
+    assert read(other, 0) == read(node, 0) == b"r" * BLOCK
+    assert "is not read back" in log()
+
+
+def test_what_no_leg_can_read_is_the_users_error_and_costs_no_leg(
+    mount: Mount, log: Callable[[], str], data_offset: int
+) -> None:
+    node = mount(f"error,on=read,{place(data_offset, 0)}")
+    write(node, 0, b"r" * 2 * BLOCK)
+    for _ in range(3):
+        with pytest.raises(OSError, match="Input/output error"):
+            read(node, 0)
+    eventually(lambda: "no leg in sync can read bytes 0 to 4096" in log(), "it is told")
+    assert raidfs("wait", node.directory).returncode == 0
+    assert states(node) == ["in_sync", "in_sync"]
+    assert read(node, BLOCK) == b"r" * BLOCK
 
 
 def test_a_delay_delays_and_nothing_else(mount: Mount, log: Callable[[], str], data_offset: int) -> None:
