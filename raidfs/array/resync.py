@@ -20,7 +20,7 @@ BLOCKS_BESIDE_USERS = 2  # while users of this node are served and the sync has 
 
 AIM = 0.8  # of what is allowed: measured times vary
 GROW, SHRINK = 1.5, 0.5  # from one piece to the next at most
-HELD_TOLD = 4.5  # announcements that a piece may be held for: two are made meanwhile, the rest is for copying
+HELD_TOLD = 4  # announcements that a piece may be held for: at least three are made from its own to its release
 TOLD_WEIGHT = 1 / 8  # of the last announcement in the mean
 
 CHECKPOINTS = 16  # of one recovery: at least so many (md_do_sync)
@@ -95,9 +95,9 @@ class WindowPolicy:
     announced. That time is measured for each piece, and the next ones are made larger or smaller to meet what is
     wanted. Two pieces are announced at a time at most, so a piece is half of a window.
 
-    Two announcements are part of that time. Where they are slow, many nodes or a busy machine, smaller pieces would
-    hardly shorten it: the legs would be idle while messages are on their way, and writes would wait all the same. So
-    a piece is not made smaller than what is copied while one announcement is made.
+    Three announcements are part of that time. Where they are slow, many nodes or a busy machine, smaller pieces would
+    not shorten it: the legs would be idle while messages are on their way, and writes would wait all the same. So a
+    piece is not made smaller than what is copied while one announcement is made.
     """
 
     def __init__(
