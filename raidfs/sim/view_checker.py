@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from raidfs._core import LegState
-from raidfs.format.superblock import ROLE_FAULTY, SUPER_BYTES, SUPER_OFFSET_BYTES
+from raidfs.array.legs import ArrayLeg
+from raidfs.format.superblock import ROLE_FAULTY, SUPER_BYTES, SUPER_OFFSET_BYTES, Superblock
 from raidfs.node import Node
 from raidfs.sim.checkers import MetadataChecker, Report
 from raidfs.sim.disks import SimDisk
@@ -62,6 +63,14 @@ class ViewChecker:
             if self._counts_events and events != freshest.events:
                 self._report("same-view", f"{name} has event {events}; the disks have {freshest.events}")
             for leg in node.array.legs:
-                is_faulty = leg.number is not None and freshest.role_of(leg.number) == ROLE_FAULTY
-                if is_faulty and leg.state == LegState.IN_SYNC:
-                    self._report("same-view", f"{name} uses {leg.path}, which event {freshest.events} calls faulty")
+                self._compare(name, leg, freshest)
+            if self._counts_events and node.mddev.devices.candidates:
+                self._report("same-view", f"{name} keeps images open that nobody adds")
+
+    def _compare(self, name: str, leg: ArrayLeg, freshest: Superblock) -> None:
+        role = freshest.role_of(leg.number)
+        is_used = leg.state in (LegState.IN_SYNC, LegState.RECOVERING)
+        if is_used and role == ROLE_FAULTY:
+            self._report("same-view", f"{name} uses {leg.path}, which event {freshest.events} calls faulty")
+        if self._counts_events and is_used != (role < freshest.raid_disks):
+            self._report("same-view", f"{name}: {leg.path} is {leg.state.name}; event {freshest.events}: role {role}")
