@@ -43,11 +43,12 @@ def test_a_write_that_fails_on_one_leg_is_recorded_there_and_acknowledged() -> N
     assert cut.wanted[0] == {1}
 
 
-def test_a_leg_that_lies_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A durable or flushed write that never took place: what was acknowledged is not there."""
+def test_a_last_leg_that_lies_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write that never took place on the only leg there is: what was acknowledged is not there."""
     monkeypatch.setitem(STRIKES, "lie", Strike(keep_bytes=0, is_silent=True))
-    found = [failure for nth in range(70) if (failure := failure_of(nth, "lie")) is not None]
-    assert any("promised" in failure for failure in found)
+    script = "fail,w0"
+    found = [failure for nth in range(sites(script)) if (failure := failure_of(nth, "lie", script)) is not None]
+    assert any("write of 1024 bytes at 16384 of disk1), lie: promised" in failure for failure in found), found
 
 
 def test_an_error_that_a_user_must_not_see_is_found() -> None:

@@ -15,7 +15,6 @@ from raidfs import hot_add, takeover
 from raidfs._core import OpKind
 from raidfs.array.array import Array
 from raidfs.format.bitmap import SUPER_BYTES as BITMAP_SUPER_BYTES
-from raidfs.format.superblock import Superblock
 from raidfs.mddev import Mddev
 from raidfs.sim.crash.layout import LAYOUT
 from raidfs.sim.disks import SimDisk
@@ -166,8 +165,8 @@ def _chunk_0_is_nothing() -> Iterator[None]:
 def _bits_not_gathered() -> Iterator[None]:
     """What a leg that comes back has missed is not looked for in the bitmaps (W10)."""
 
-    async def wrong(mddev: Mddev, superblock: Superblock) -> None:
-        return
+    async def wrong(mddev: Mddev, recovering: list[int]) -> None:
+        recovering += [leg.number for leg in mddev.array.recovering()]
 
     with patch.object(Mddev, "_gather_bits", wrong):
         yield
