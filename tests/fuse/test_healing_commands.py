@@ -242,3 +242,33 @@ def test_all_nodes_show_how_far_it_is_and_who_does_it(
     assert said("idle", "--wait", pair[1].directory) == SILENT
     assert [node.status().sync.state for node in pair] == ["idle", "idle"]
     logs()
+
+
+def test_a_new_array_is_made_equal_by_one_node_while_both_write_and_the_other_shows_it(
+    short_path: pathlib.Path, directories: list[pathlib.Path]
+) -> None:
+    images = [short_path / "x.img", short_path / "y.img"]
+    assert raidfs("create", "--size", "64M", *images).returncode == 0
+    spoil(images[1], 40 * MIB, b"second leg" * 100)
+    slowly = ("--sync-speed-max", "16384")  # KiB/s: 64 MiB take 4 s
+    for directory in directories:
+        assert said("mount", *slowly, *images, directory) == SILENT
+    nodes = [Node(directory, directory / "md0", 0) for directory in directories]
+    shown = eventually(
+        lambda: [line for line in raidfs("status", directories[1]).stdout.splitlines() if "resync =" in line],
+        "the other node shows it",
+    )[0]
+    assert "%" in shown
+    assert f"by slot {nodes[0].status().node.slot} (" in shown
+    written = {}
+    for number in range(64):
+        written[number] = os.urandom(3001)
+        write(nodes[number % 2], number * MIB + 77, written[number])
+    assert nodes[0].status().sync.state == "running"
+    for directory in directories:
+        assert said("wait", directory) == SILENT
+    assert [node.status().sync.state for node in nodes] == ["idle", "idle"]
+    assert content(images[0]) == content(images[1])
+    assert all(content(images[0])[at * MIB + 77 :][:3001] == data for at, data in written.items())
+    for directory in directories:
+        assert said("umount", directory) == SILENT
