@@ -302,6 +302,7 @@ class Mddev:
 
         What lies below counts as copied if the pass is interrupted, but for chunks whose bits are set.
         """
+        copied = self.array.recovering()  # and not one that fails and is back before this comes to writing
         # Before the mutex: a flush that fails waits for the record of it, which wants the mutex.
         await self.array.port.flush()
         await self.reconfig_mutex.lock("a checkpoint of the recovery")
@@ -311,7 +312,8 @@ class Mddev:
 
             def own(index: int, superblock: Superblock) -> Superblock:
                 leg = self.array.leg(index)
-                if leg.state != LegState.RECOVERING or leg.recovery_offset >= offset_sectors * SECTOR_BYTES:
+                is_copied = leg.state == LegState.RECOVERING and leg in copied
+                if not is_copied or leg.recovery_offset >= offset_sectors * SECTOR_BYTES:
                     return superblock
                 return recovering(superblock, offset_sectors)
 
@@ -325,11 +327,12 @@ class Mddev:
         A leg that began to recover while the pass was under way is not among them. Only for the holder of ``resync``
         EX. Slots whose nodes do not run are copied to the legs first (W13); nodes that run have written theirs.
         """
+        copied = [leg for leg in self.array.recovering() if leg.number in numbers]
         # Before the mutex: a flush that fails waits for the record of it, which wants the mutex.
         await self.array.port.flush()
         await self.reconfig_mutex.lock("legs in sync")
         try:
-            legs = [leg for leg in self.array.recovering() if leg.number in numbers]
+            legs = [leg for leg in self.array.recovering() if leg in copied]
             for slot in range(self.array.layout.nodes):
                 if slot != self._channel.slot and legs:
                     async with self._channel.membership.idle_slot(slot) as idle:
@@ -338,8 +341,8 @@ class Mddev:
 
             def own(index: int, superblock: Superblock) -> Superblock:
                 leg = self.array.leg(index)
-                copied = leg in legs and leg.state == LegState.RECOVERING
-                return in_sync(superblock) if copied else superblock
+                is_copied = leg.state == LegState.RECOVERING and leg in legs
+                return in_sync(superblock) if is_copied else superblock
 
             await self.update_sb(own=own)
         finally:

@@ -68,8 +68,8 @@ class TooMuchLost(Exception):
 
 
 def legs_as_they_are(array: Array) -> tuple[object, ...]:
-    """Return what changes when legs come, go or change their state."""
-    return tuple((leg.index, leg.number, leg.state, leg.role) for leg in array.legs)
+    """Return what changes when legs come, go or change their state; one that has failed and is back is another one."""
+    return tuple((leg, leg.state, leg.role) for leg in array.legs)
 
 
 @dataclasses.dataclass
@@ -146,6 +146,7 @@ class SyncPass:
         if self._engine.statistics()["chunks_needed"]:
             await self._checkpoint(array.size_bytes)  # once more, for these chunks only
         else:
+            self._check_legs()
             await self._mddev.spares_in_sync(recovering)
             log.info("recovery is complete")
 

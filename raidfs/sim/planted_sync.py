@@ -165,7 +165,7 @@ def _checkpoint_not_flushed() -> Iterator[None]:
         yield
 
 
-@plant("slots-not-copied", "slots-on-leg", "node-error", "bit-before-data", *_FORGOTTEN)
+@plant("slots-not-copied", "slots-on-leg", "healed", "node-error", "bit-before-data", *_FORGOTTEN)
 def _slots_not_copied() -> Iterator[None]:
     """A new leg gets the slots of nodes that run, and not those of the others (W13)."""
 
@@ -203,7 +203,7 @@ def _own_bits_gathered_only() -> Iterator[None]:
         yield
 
 
-@plant("gathered-before-others-write", *_FORGOTTEN)
+@plant("gathered-before-others-write", "stall", *_FORGOTTEN)
 def _gathered_before_others_write() -> Iterator[None]:
     """The bits are gathered before the other nodes write to the leg that comes back (W10)."""
     gather = Mddev._gather_bits

@@ -131,3 +131,11 @@ def test_an_image_that_has_become_a_leg_meanwhile_is_not_made_a_new_one() -> Non
     rest, busy, heal = Op(OpKind.REST, rest_s=0.01), Op(OpKind.BUSY, rest_s=0.05), Op(OpKind.HEAL)
     users = ((busy,), (rest, re_add, WRITE, remove, heal), (rest, add_spare, WRITE, remove, heal))
     assert broken_in(Plan("", ((user(fail, remove), Life(0.0, users)),)), 10) == []
+
+
+def test_a_leg_that_failed_and_came_back_during_one_long_flush_is_another_leg_for_the_sync() -> None:
+    for number in (106, *range(5)):  # in 106 a flush takes 100 ms; one of some hundreds does
+        fail_again = (Op(OpKind.FAIL, leg=2), Op(OpKind.WRITE, 0, 4), Op(OpKind.RE_ADD, leg=2))
+        rest = Op(OpKind.REST, rest_s=0.02 + 0.002 * (number % 6))
+        life = user(Op(OpKind.FAIL, leg=0), rest, *fail_again, Op(OpKind.HEAL))
+        assert simulate(Plan(str(number), ((life,),), spares=1, window_sectors=4)).failure is None

@@ -31,28 +31,32 @@ BUDGET = dict.fromkeys(PLANTED, 60) | {
     "not-announced-at-stop": 1000,
     "not-drained": 200,
     "not-fenced": 700,
+    "own-bits-gathered-only": 300,
+    "part-of-a-chunk": 300,
+    "checkpoint-not-flushed": 700,
+    "chunk-0-is-nothing": 300,
+    "gathered-before-others-write": 1000,
     "send-lock-leaked": 300,
+    "slots-not-copied": 700,
     "token-kept": 200,
 }
 
 # No single mistake breaks it before another rule, which is seen in test_checkers.py; or only in plans of its own.
 DIRECT = {"one-slot-owner", "same-view"}
 
-# Of legs and syncs, seen broken in test_leg_checker.py.
-OF_SYNCS = {
-    "read-atomic",
-    "one-syncer",
-    "sync-in-window",
-    "window-quiet",
-    "in-sync-copied",
-    "recovery-offset",
-    "slots-on-leg",
-    "cleared-when-equal",
-    "healed",
-}
+# Seen broken in test_leg_checker.py; here other rules of the same mistakes come first.
+OF_SYNCS = {"one-syncer", "read-atomic", "slots-on-leg", "window-quiet", "in-sync-copied"}
 
 # A death in the middle of an update beside a node that then idles: one schedule in some hundreds. It has its own plans.
 RARE = {"death-ignored"}
+
+# These need things that seldom come together: they have plans of their own in test_planted_sync.py.
+OWN_PLANS = {
+    "candidate-kept",
+    "half-recovered-is-complete",
+    "takeover-balances-reads",
+    "window-not-drained",
+}
 
 # A stall in which not even a timer is left to end it.
 STALLS = {"NothingCanRun": "stall"}
@@ -68,7 +72,7 @@ def rule_of(failure: Failure) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(PLANTED.keys() - RARE))
+@pytest.mark.parametrize("name", sorted(PLANTED.keys() - RARE - OWN_PLANS))
 def test_the_mistake_is_found(name: str) -> None:
     mistake = PLANTED[name]
     failure = found(name).first_failure

@@ -1,0 +1,81 @@
+"""Mistakes of syncs and legs that seldom show: each in plans that make it likely, which break nothing without it."""
+
+from __future__ import annotations
+
+import pytest
+
+from raidfs.sim.cluster import simulate
+from raidfs.sim.plan import Fault, FaultKind, Life, Op, OpKind, Plan
+from raidfs.sim.planted import PLANTED
+
+HEAL = Op(OpKind.HEAL)
+WRITE = Op(OpKind.WRITE, 0, 4)
+READ = Op(OpKind.READ, 0, 8)
+
+
+def rest(seconds: float) -> Op:
+    return Op(OpKind.REST, rest_s=seconds)
+
+
+def life(*users: tuple[Op, ...], missing_leg: int | None = None, faults: tuple[Fault, ...] = ()) -> Life:
+    return Life(0.0, users, faults, missing_leg)
+
+
+def recovery_that_is_interrupted() -> list[Plan]:
+    """A spare takes over, fails half-way and comes back."""
+    writes = tuple(Op(OpKind.WRITE, sector, 4) for sector in range(0, 64, 8))
+    fail = (Op(OpKind.FAIL, leg=0), Op(OpKind.FAIL, leg=2))
+    plans = []
+    for number in range(40):
+        half_way = (fail[0], rest(0.002 * (number % 20)), fail[1])
+        ops = (*writes, rest(20.0), *half_way, WRITE, Op(OpKind.RE_ADD, leg=2), HEAL)
+        plans.append(Plan(str(number), ((life(ops),),), spares=1, window_sectors=4, granule_sectors=64))
+    return plans
+
+
+def writes_beside_a_resync() -> list[Plan]:
+    """One node resyncs an array that is not clean, while another one writes to it as fast as it can."""
+    writes = tuple(Op(OpKind.WRITE, sector % 60, 4) for sector in range(4, 200, 8))
+    lives = ((life((rest(0.3),)),), (life(writes, writes, writes),))
+    return [Plan(str(n), lives, clean=False, window_sectors=8, granule_sectors=64) for n in range(60)]
+
+
+def image_that_one_node_does_not_see() -> list[Plan]:
+    """One node adds it, one sees it, one does not."""
+    adds = (rest(1.0), Op(OpKind.ADD, leg=2), rest(20.0))
+    lives = ((life((rest(20.0),)),), (life(adds),), (life((rest(20.0),), missing_leg=2),))
+    return [Plan(str(n), lives, fresh=1) for n in range(5)]
+
+
+def reads_while_a_writer_dies() -> list[Plan]:
+    """A node dies in the middle of its writes, and two others read what it was writing, again and again."""
+    reads = tuple(op for _ in range(300) for op in (READ, rest(0.004)))
+    writes = (rest(0.4), *(Op(OpKind.WRITE, 0, 8),) * 30)
+    return [
+        Plan(str(step), ((life(writes, faults=(Fault(FaultKind.CRASH, step),)),), (life(reads),), (life(reads),)),
+             granule_sectors=64)
+        for step in range(200, 320, 4)
+    ]  # fmt: skip
+
+
+MAKERS = {
+    "half-recovered-is-complete": recovery_that_is_interrupted,
+    "window-not-drained": writes_beside_a_resync,
+    "candidate-kept": image_that_one_node_does_not_see,
+    "takeover-balances-reads": reads_while_a_writer_dies,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(MAKERS))
+def test_the_mistake_is_found_in_its_own_plans_which_are_sound_without_it(name: str) -> None:
+    plans = MAKERS[name]()
+    assert [str(failure) for plan in plans if (failure := simulate(plan).failure) is not None] == []
+    with PLANTED[name].patch():
+        for number, plan in enumerate(plans, start=1):
+            failure = simulate(plan).failure
+            if failure is not None:
+                print(f"{name}: found after {number} schedules by {failure.rule}")
+                assert failure.rule in PLANTED[name].rules, str(failure)
+                return
+    pytest.fail(f"{PLANTED[name].what} was not found in {len(plans)} schedules")
