@@ -36,7 +36,7 @@ cdef void admit(EngineState *e, Request *r) noexcept nogil:
     if kind == REQUEST_LEG_READ or kind == REQUEST_LEG_WRITE or kind == REQUEST_LEG_FLUSH:
         leg_request(e, r)
         return
-    if e.fenced:
+    if e.fenced and kind != REQUEST_DRAIN:   # what has gone out can still be waited for
         reply(e, r, -e.fenced)
         return
     if not e.configured:

@@ -281,6 +281,21 @@ def test_after_the_fence_nothing_goes_to_a_leg_and_everything_fails() -> None:
     assert not s.engine.events()
 
 
+def test_after_the_fence_a_drain_still_waits_for_what_has_gone_out() -> None:
+    """A fenced node may be asked to keep out of a window: it can say so when nothing of it is in flight."""
+    s = SteppedEngine(dirty=(0,))
+    write = s.engine.submit_write(0, b"a" * 512)
+    taken = s.pending()
+    s.engine.fence(errno.EIO)
+    drain = s.engine.submit_drain(0, 4096)
+    assert s.result(s.engine.submit_drain(65536, 65536 + 4096)) == 0
+    assert s.result(drain) is None
+    s.legs.pending = taken
+    s.complete(list(taken))
+    assert s.result(write) == -errno.EIO
+    assert s.result(drain) == 0
+
+
 def test_control_can_still_read_a_leg_after_the_fence() -> None:
     s = SteppedEngine()
     s.engine.fence(errno.EIO)

@@ -196,7 +196,7 @@ class TwinEngine:
                 if kind == "read":
                     self.start(request)
                     self.op(OpKind.READ, None, request.span[0], request.span[1] - request.span[0], None, request)
-        elif self.fenced:
+        elif self.fenced and kind != "drain":
             self.reply(request, -self.fenced)
         elif kind == "flush":
             self.flush_waiting.append(request)
