@@ -881,6 +881,13 @@ class RuntimeDirectoryUnusable(ControlError):
     errno = _errno.EACCES
 
 
+class StorageFailed(ControlError):
+    """What was asked could not be done, since the storage gave an error that no other leg can make up for."""
+
+    template = "{method} failed: {reason}; the node goes on, `raidfs status` shows its legs and its log says where"
+    errno = _errno.EIO
+
+
 class BadRange(UsageError):
     """A range of bytes that has no meaning for this array."""
 

@@ -19,7 +19,7 @@ import trio
 
 from raidfs.control.paths import socket_address
 from raidfs.control.protocol import REQUEST_BYTES_MAX, Hello, Request, decode_request, encode
-from raidfs.errors import BadDocument, RaidfsError, UnknownMethod
+from raidfs.errors import BadDocument, RaidfsError, StorageFailed, UnknownMethod
 
 log = logging.getLogger(__name__)
 
@@ -133,6 +133,10 @@ class ControlServer:
             return {"id": request.id, "result": await method(request.params)}
         except RaidfsError as error:
             return {"id": request.id, "failure": error.to_json()}
+        except OSError as error:
+            log.exception("%s", request.method)
+            failure = StorageFailed(method=request.method, reason=error.strerror or str(error))
+            return {"id": request.id, "failure": failure.to_json()}
 
 
 def _is_owner(peer: trio.socket.SocketType) -> bool:

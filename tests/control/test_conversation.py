@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
@@ -37,11 +38,15 @@ async def _refuse(params: dict[str, Any]) -> Any:
     raise errors.MountBusy(path=MOUNTPOINT)
 
 
+async def _break(params: dict[str, Any]) -> Any:
+    raise OSError(errno.EIO, "Input/output error")
+
+
 async def _wait(params: dict[str, Any]) -> Any:
     await trio.sleep_forever()
 
 
-METHODS: dict[str, server.Method] = {"status": _status, "echo": _echo, "refuse": _refuse, "wait": _wait}
+METHODS: dict[str, server.Method] = {"status": _status, "echo": _echo, "refuse": _refuse, "break": _break, "wait": _wait}
 
 
 @pytest.fixture
@@ -77,6 +82,8 @@ async def test_an_error_of_the_node_is_raised_at_the_client(serving: server.Cont
     with await _in_thread(lambda: client.find(MOUNTPOINT)) as node:
         with pytest.raises(errors.MountBusy, match="is in use and stays mounted"):
             await _in_thread(lambda: node.call("refuse"))
+        with pytest.raises(errors.StorageFailed, match="break failed: Input/output error; the node goes on"):
+            await _in_thread(lambda: node.call("break"))
         with pytest.raises(errors.UnknownMethod, match="'grow'"):
             await _in_thread(lambda: node.call("grow"))
         with pytest.raises(errors.BadDocument, match=r"params\.number is not an integer"):
