@@ -46,7 +46,13 @@ async def _wait(params: dict[str, Any]) -> Any:
     await trio.sleep_forever()
 
 
-METHODS: dict[str, server.Method] = {"status": _status, "echo": _echo, "refuse": _refuse, "break": _break, "wait": _wait}
+METHODS: dict[str, server.Method] = {
+    "status": _status,
+    "echo": _echo,
+    "refuse": _refuse,
+    "break": _break,
+    "wait": _wait,
+}
 
 
 @pytest.fixture
