@@ -212,6 +212,8 @@ def _spread(values: list[float], digits: int) -> str:
 
 def _latency(said: dict[str, Any]) -> dict[str, float]:
     write = said["jobs"][0]["write"]
+    if not write["total_ios"]:
+        raise RuntimeError("it was over before fio wrote: take a larger --size-mib")
     percentiles = write["clat_ns"]["percentile"]
     return {
         "writes": write["total_ios"],
