@@ -219,9 +219,10 @@ class SyncThread:
     async def _sync(self) -> None:
         channel = self._channel
         await self._takeover.look()
-        await channel.sendmsg(Message(MessageType.RESYNCING_START, channel.slot), False)
         sync = self.current = SyncPass(self._array, self._mddev, channel, self._options, self._aside)
         try:
+            # If this is cancelled some may have heard it: they have to hear the end as well.
+            await channel.sendmsg(Message(MessageType.RESYNCING_START, channel.slot), False)
             await sync.rewrite()
             while (action := self.due_action()) is not None:
                 self.last = (action, False)

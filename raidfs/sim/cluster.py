@@ -547,8 +547,9 @@ class Cluster:
                 node.mddev.reconfig_mutex.unlock()
             self.note(run.name, "announced", "with the mutex")
         else:
-            kind = MessageType.RESYNCING_START if op.kind == OpKind.ANNOUNCE else UNKNOWN_TYPE
-            await node.channel.sendmsg(Message(kind, slot), False)
+            kind = MessageType.CHANGE_CAPACITY if op.kind == OpKind.ANNOUNCE else UNKNOWN_TYPE
+            size_sectors = node.array.layout.size_sectors  # as it is, so nothing changes
+            await node.channel.sendmsg(Message(kind, slot, high=size_sectors), False)
             self.note(run.name, "announced", f"type {kind}")
 
     def _updated(self, run: Run) -> None:

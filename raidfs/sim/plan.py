@@ -29,7 +29,7 @@ class OpKind(enum.Enum):
     REST = "rest"
     TOUCH = "touch"  # a metadata update that changes nothing but the event count
     FAIL = "fail"  # make a leg faulty on all nodes
-    ANNOUNCE = "announce"  # a message without reconfig_mutex, as md's resync thread sends it (RESYNCING_START)
+    ANNOUNCE = "announce"  # a message without reconfig_mutex, as md's resync thread sends some (CHANGE_CAPACITY)
     ANNOUNCE_LOCKED = "announce-locked"  # work under the mutex and then, still under it, a message (BITMAP_NEEDS_SYNC)
     UNKNOWN = "unknown"  # a message of a type that no node knows: all must refuse it
     BUSY = "busy"  # work of the node alone under reconfig_mutex, which wants no token and so announces nothing
