@@ -60,7 +60,7 @@ def _not_made_active() -> Iterator[None]:
         yield
 
 
-@plant("failure-not-awaited", "stall")
+@plant("failure-not-awaited", "stall", "slots-on-leg")
 def _failure_not_awaited() -> Iterator[None]:
     """The task that records failed legs is not woken."""
     on_event = Array._on_event

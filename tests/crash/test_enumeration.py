@@ -17,7 +17,7 @@ from raidfs.sim.crash.reopened import reopen
 from raidfs.sim.crash.scenario import STEPS, parse_scenario, scenarios
 from raidfs.sim.crash.states import Cut, Cutter, Model
 
-STATES = int(os.environ.get("RAIDFS_CRASH_STATES", "100000"))
+STATES = int(os.environ.get("RAIDFS_CRASH_STATES", "40000"))
 
 
 @pytest.mark.slow
