@@ -79,7 +79,15 @@ def _print_result(result: Result, seconds: float) -> None:
         f"{counts['stop-request']} stop requests, {counts['pause']} pauses, {counts['locks-lost']} lost the locks, "
         f"{counts['power-loss']} disks lost power, {counts['error']} requests failed"
     )
-    print(f"{counts['written']} writes, {counts['read']} reads, {counts['flushed']} flushes acknowledged")
+    print(
+        f"{counts['written']} writes, {counts['read']} reads, {counts['flushed']} flushes acknowledged: "
+        f"{counts['written'] + counts['read']} reads and writes checked"
+    )
+    print(
+        f"{counts['copied']} blocks ({counts['copied-bytes']} bytes) copied by syncs; legs: {counts['re-add']} back, "
+        f"{counts['add'] + counts['add-spare']} added, {counts['leg-failed']} failed by users, "
+        f"{counts['remove']} removed; {counts['healed']} times seen healed"
+    )
     print(
         f"{counts['touched'] + counts['leg-failed']} metadata updates, {counts['published']} messages between nodes, "
         f"{counts['given-up']} given up; {counts['message']} requests to the lock manager"

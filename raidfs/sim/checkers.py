@@ -504,6 +504,7 @@ def check_healed(view: DiskView, report: Report) -> None:
         report("healed", f"{len(disks)} of {freshest.raid_disks} legs are in sync, and there are disks for more")
     if len(disks) < freshest.raid_disks or freshest.raid_disks == 1:
         return  # the bits stay, for the leg that comes back or is the second one
-    for disk in disks:
-        if view.dirty(disk):
-            report("healed", f"{disk.name} has bits {view.dirty(disk):b} still")
+    # Nodes read slots from the first leg. One that died while it set a bit may have reached another leg only; it costs
+    # a resync of the chunk, should that leg come to be the first.
+    if view.dirty(disks[0]):
+        report("healed", f"{disks[0].name} has bits {view.dirty(disks[0]):b} still")

@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 from raidfs import hot_add as hot_add_module
 from raidfs import takeover as takeover_module
+from raidfs._core import LegState, OpKind
 from raidfs.array.array import Array
 from raidfs.array.port import EnginePort
 from raidfs.array.resync import Coverage, Span
@@ -22,11 +23,16 @@ from raidfs.format.bitmap import count_dirty
 from raidfs.format.superblock import Superblock
 from raidfs.hot_add import HotAdd
 from raidfs.mddev import Mddev
+from raidfs.sim.disks import SimDisk
+from raidfs.sim.host import SimBackend
+from raidfs.sim.layout import DATA_OFFSET_BYTES
 from raidfs.sim.planting import Mistakes
 from raidfs.sim.runtime import SimRuntime
 from raidfs.sync_pass import SyncPass
 from raidfs.takeover import Takeover
-from raidfs.units import SECTOR_BYTES, round_down, round_up
+from raidfs.units import KIB, SECTOR_BYTES, round_down, round_up
+
+SLOTS_OFFSET_BYTES = 8 * KIB
 
 SYNC = Mistakes()
 plant = SYNC.plant
@@ -165,14 +171,26 @@ def _checkpoint_not_flushed() -> Iterator[None]:
         yield
 
 
-@plant("slots-not-copied", "slots-on-leg", "healed", "node-error", "bit-before-data", *_FORGOTTEN)
+@plant("slots-not-copied", "slots-on-leg", "bit-before-data", "node-error", *_FORGOTTEN)
 def _slots_not_copied() -> Iterator[None]:
-    """A new leg gets the slots of nodes that run, and not those of the others (W13)."""
+    """A leg keeps the slots that it came with until it is in sync (W13)."""
+    submit = SimBackend._submit
 
-    async def wrong(array: Array, slot: int, legs: Sequence[object]) -> None:
+    async def copy_slot(array: Array, slot: int, legs: Sequence[object]) -> None:
         return
 
-    with patch.object(Array, "copy_slot", wrong):
+    def wrong(
+        backend: SimBackend, op_id: int, kind: OpKind, disk: SimDisk, offset: int, length: int, data: bytes | None
+    ) -> None:
+        legs = backend._port.engine.statistics()["legs"]
+        recovering = [d for index, d in backend._disks.items() if legs[index]["state"] == LegState.RECOVERING]
+        if disk in recovering and data is not None and SLOTS_OFFSET_BYTES <= offset < DATA_OFFSET_BYTES:
+            backend._completed.append((op_id, length, None))
+            backend._queue.wake_up()
+        else:
+            submit(backend, op_id, kind, disk, offset, length, data)
+
+    with patch.object(Array, "copy_slot", copy_slot), patch.object(SimBackend, "_submit", wrong):
         yield
 
 

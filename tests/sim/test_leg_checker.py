@@ -193,7 +193,7 @@ def test_any_leg_may_be_the_one_whose_bits_are_believed(stage: Stage) -> None:
 def test_bits_and_positions_that_are_left_over_are_reported_when_the_array_should_have_healed(stage: Stage) -> None:
     check_healed(stage.view, stage.report)
     assert stage.reports == []
-    stage.set_bits(1, 3, 1)
+    stage.set_bits(0, 3, 1)
     check_healed(stage.view, stage.report)
     assert stage.reports == ["healed"]
     stage.reports.clear()

@@ -37,7 +37,6 @@ BUDGET = dict.fromkeys(PLANTED, 60) | {
     "chunk-0-is-nothing": 300,
     "gathered-before-others-write": 1000,
     "send-lock-leaked": 300,
-    "slots-not-copied": 700,
     "token-kept": 200,
 }
 
@@ -54,6 +53,7 @@ RARE = {"death-ignored"}
 OWN_PLANS = {
     "candidate-kept",
     "half-recovered-is-complete",
+    "slots-not-copied",
     "takeover-balances-reads",
     "window-not-drained",
 }

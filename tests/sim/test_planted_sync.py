@@ -58,7 +58,15 @@ def reads_while_a_writer_dies() -> list[Plan]:
     ]  # fmt: skip
 
 
+def spare_beside_a_node_with_dirty_chunks() -> list[Plan]:
+    """One node has written, and its bits are set still when a spare takes over."""
+    writes = tuple(Op(OpKind.WRITE, sector, 4) for sector in range(0, 64, 8))
+    lives = ((life((*writes, rest(20.0))),), (life((rest(0.3), Op(OpKind.FAIL, leg=0), HEAL)),))
+    return [Plan(str(n), lives, spares=1, granule_sectors=64) for n in range(10)]
+
+
 MAKERS = {
+    "slots-not-copied": spare_beside_a_node_with_dirty_chunks,
     "half-recovered-is-complete": recovery_that_is_interrupted,
     "window-not-drained": writes_beside_a_resync,
     "candidate-kept": image_that_one_node_does_not_see,
