@@ -8,7 +8,7 @@ the channel, the membership, the array, the engine. From the bottom up:
 * `locks`: the lock machine of the embedded server, with members attached by function calls
 * `legs`: legs in memory behind an engine that a test steps by hand
 * `host`: a machine of these parts for ``open_node``
-* `plan`, `cluster`, `trace`: what is asked and what goes wrong, carried out, written down
-* `checkers`: what must always hold
+* `plan`, `draw`, `leg_plan`: what is asked and what goes wrong; `cluster`, `trace`: carried out, written down
+* `checkers`, `leg_checker`, `sync_checker`, `message_checker`, `view_checker`, `disk_view`: what must always hold
 * `campaign`, `shrink`, `planted`, ``python -m raidfs.sim``: many schedules; small failing ones; mistakes on purpose
 """
