@@ -38,7 +38,7 @@ def with_legs(plan: Plan, rng: Random) -> Plan:
     fresh = rng.choice((0, 0, 1))
     hidden = rng.randrange(plan.legs) if rng.random() < 0.2 else None
     chance = rng.choice((0.0, 0.1, 0.25))
-    busy = rng.choice((0.0, 0.3))
+    busy = rng.choice((0.0, 0.3, 0.6))
     changed = dataclasses.replace(
         plan,
         spares=spares,
@@ -96,7 +96,7 @@ def _hurry(plan: Plan, machine: int, rng: Random) -> Iterator[Op]:
     granule = plan.granule_sectors
     own = [sector for sector in range(SECTORS) if owner_of(sector, machines, granule) == machine]
     places = [rng.choice(own) for _ in range(4)]
-    for _ in range(rng.randint(10, 60)):
+    for _ in range(rng.randint(10, 150)):
         sector = rng.choice(places)
         if rng.random() < 0.5:
             yield Op(OpKind.WRITE, sector, 1)
