@@ -47,13 +47,15 @@ class Membership:
 
     @contextlib.asynccontextmanager
     async def token(self) -> AsyncIterator[None]:
-        """Hold ``token`` in EX for a block; waits for the node that has it."""
+        """Hold ``token`` in EX for a block; waits for the node that has it.
+
+        A block that fails keeps it: who cannot join leaves the lock space, and token and slot are free at once. Given
+        back before, others would find a member that says nothing of itself.
+        """
         token = await self.lock("token")
-        try:
-            await token.convert(Mode.EX)
-            yield
-        finally:
-            await self._give_back(token)
+        await token.convert(Mode.EX)
+        yield
+        await self._give_back(token)
 
     async def claim_slot(self, wanted: int | None = None) -> int:
         """Claim ``wanted`` or the lowest free slot and its bitmap; to be called under the token.

@@ -139,3 +139,11 @@ def test_a_leg_that_failed_and_came_back_during_one_long_flush_is_another_leg_fo
         rest = Op(OpKind.REST, rest_s=0.02 + 0.002 * (number % 6))
         life = user(Op(OpKind.FAIL, leg=0), rest, *fail_again, Op(OpKind.HEAL))
         assert simulate(Plan(str(number), ((life,),), spares=1, window_sectors=4)).failure is None
+
+
+@pytest.mark.slow
+def test_a_node_that_dies_when_it_may_not_join_is_no_member_of_an_unknown_version() -> None:
+    there, joins = user(Op(OpKind.REST, rest_s=3.0)), user(WRITE, start_after_s=0.1)
+    for step in range(20, 60, 2):
+        refused = Life(0.1, (), crash_at(step), missing_leg=0)
+        assert broken_in(Plan("", ((there,), (refused,), (joins,))), 4) == []
