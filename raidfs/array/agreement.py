@@ -102,14 +102,20 @@ def check_diverged(members: Sequence[Member], freshest: Member, left_out: Sequen
 
 
 def _goes_on(members: Sequence[Member], own: Superblock, best: Superblock) -> bool:
-    """Whether a leg that was in sync beside ``own`` still is: the freshest leg was faulty once, and was added back."""
-    return any(
-        other.superblock.events + 1 >= best.events
-        and not other.superblock.is_recovering
-        and own.role_of(other.superblock.dev_number) < own.raid_disks
-        and best.role_of(other.superblock.dev_number) < best.raid_disks
-        for other in members
-    )
+    """Whether the array of ``own`` became that of ``best``: the freshest leg was faulty once, and was added back.
+
+    Each step of the way is a leg that was there beside the one before and was written later.
+    """
+    reached = [own]
+    for before in reached:
+        for member in members:
+            after = member.superblock
+            was_there = before.role_of(after.dev_number) < before.raid_disks and after.events >= before.events
+            if was_there and after.dev_number == best.dev_number:
+                return True
+            if was_there and not after.is_recovering and after not in reached:
+                reached.append(after)
+    return False
 
 
 def check_layouts(members: Sequence[Member], freshest: Member) -> None:

@@ -364,3 +364,18 @@ def test_a_leg_that_was_added_with_a_longer_table_of_roles_is_not_another_array(
     assert isinstance(superblock, Superblock)
     longer = with_super(legs[1], dev_roles=(*superblock.dev_roles, *[ROLE_SPARE] * 256))
     assert not assemble([legs[0], longer]).is_degraded
+
+
+def test_a_leg_that_was_replaced_twice_over_is_stale_and_contradicts_nobody(tmp_path: Path) -> None:
+    """Leg 2 failed leg 1 beside leg 0; leg 0 failed leg 2, took leg 1 back, and was failed by it in the end."""
+    three = make_candidates(tmp_path, legs=3)
+    legs = [
+        with_role(three[0], 2, ROLE_FAULTY, events=15),
+        with_role(with_role(three[1], 2, ROLE_FAULTY, events=17), 0, ROLE_FAULTY),
+        with_role(three[2], 1, ROLE_FAULTY, events=7),
+    ]
+    assembly = assemble(legs, run=True)
+    assert [leg.role for leg in assembly.legs] == [1]
+    assert sorted(left_out(assembly)) == [("leg0", LeftOutReason.FAULTY), ("leg2", LeftOutReason.FAULTY)]
+    with pytest.raises(LegsDiverged):
+        assemble([legs[1], legs[2]], run=True)  # without leg 0 nothing says how one became the other
