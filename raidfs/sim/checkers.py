@@ -363,6 +363,7 @@ class RegisterChecker:
         self._over: dict[str, int] = {}  # runs of nodes whose writes have all landed or never will: since when
         self._unknown: dict[str, dict[str, int]] = {}  # by reader: the runs of whose end it has not heard; their slots
         self._seen: dict[int, tuple[Written, int]] = {}  # by sector: what a quiet read returned, and when
+        self._upset = -1  # when: a read that began before may be of what is gone
 
     # ---- runs of nodes ---------------------------------------------------------------------------------------------
 
@@ -383,6 +384,7 @@ class RegisterChecker:
     def upset(self) -> None:
         """What was on some leg only may be gone."""
         self._seen.clear()
+        self._upset = self._tick()
 
     # ---- requests --------------------------------------------------------------------------------------------------
 
@@ -459,7 +461,7 @@ class RegisterChecker:
             self._report(
                 "read-atomic", f"{who}: sector {sector} has write {entry.value} after {seen.value} had been read"
             )
-        if seen.start <= entry.start:
+        if seen.start <= entry.start and start > self._upset:
             self._seen[sector] = (entry, now)
 
     def _tick(self) -> int:

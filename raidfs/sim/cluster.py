@@ -518,6 +518,8 @@ class Cluster:
             case _:
                 await node.sync_action(op.kind.value)
         self.note(run.name, "leg-failed" if op.kind == OpKind.FAIL else op.kind.value, path, op.count)
+        if op.kind is OpKind.FAIL:
+            self.register.upset()  # until now some node may have read the leg
         if op.kind in OF_A_DISK:
             self._updated(run)
 
