@@ -154,6 +154,23 @@ class ImageTooSmall(ImageError):
     errno = _errno.ENOSPC
 
 
+class ImageNotExtended(ImageError):
+    """The file system does not make an image longer; it has its old length."""
+
+    template = "{path} cannot be extended from {have_bytes} to {need_bytes} bytes: {reason}"
+    errno = _errno.ENOSPC
+
+
+class DeviceNotExtendable(ImageError):
+    """An image that should be made longer is a block device, whose size is not ours to change."""
+
+    template = (
+        "{path} is a block device of {have_bytes} bytes and {need_bytes} are needed; make the device larger first "
+        "(`lvextend` and the like), only files are extended"
+    )
+    errno = _errno.ENOSPC
+
+
 class ImageHoldsData(ImageError):
     """Creating an array would overwrite something; ``found`` names it."""
 

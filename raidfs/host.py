@@ -14,6 +14,7 @@ from typing import Protocol
 
 import trio
 
+from raidfs.array.extend import extend
 from raidfs.array.head import Candidate, read_candidates
 from raidfs.array.images import OpenImage, open_image
 from raidfs.array.new_leg import erasing, open_new, write_new
@@ -58,6 +59,12 @@ class Host(Protocol):
 
     async def erase_new(self, image: OpenImage, layout: ArrayLayout) -> None:
         """Take the metadata off an image that was not added after all."""
+
+    async def room_bytes(self, image: OpenImage) -> int:
+        """Return how long an open image is now; ``image.size_bytes`` tells it from then on. Raises ImageAccess."""
+
+    async def extend(self, image: OpenImage, size_bytes: int, sparse: bool = False) -> None:
+        """Make an open image at least ``size_bytes`` long, or leave it as it is; see `raidfs.array.extend.extend`."""
 
     async def claim_images(self, images: Sequence[OpenImage], *, alone: bool) -> None:
         """Take the images' flocks; ``alone`` says that the lock manager knows no other node.
@@ -123,6 +130,14 @@ class LinuxHost:
         """See `Host.erase_new`."""
         with contextlib.suppress(ImageAccess):
             await trio.to_thread.run_sync(write_new, image, erasing(layout))
+
+    async def room_bytes(self, image: OpenImage) -> int:
+        """See `Host.room_bytes`."""
+        return await trio.to_thread.run_sync(image.refresh_size)
+
+    async def extend(self, image: OpenImage, size_bytes: int, sparse: bool = False) -> None:
+        """See `Host.extend`."""
+        await trio.to_thread.run_sync(lambda: extend(image, size_bytes, sparse=sparse))
 
     async def claim_images(self, images: Sequence[OpenImage], *, alone: bool) -> None:
         """See `Host.claim_images`."""

@@ -42,9 +42,10 @@ _KINDS = (
 class OpenImage:
     """An open backing image.
 
-    ``size_bytes`` is its length when it was opened, ``logical_block_bytes`` the unit in which it can be read and
-    written directly (for a device its logical block size), ``direct`` whether the page cache is passed by,
-    ``identity`` is equal for two names of one file or device. A context manager; closing twice is harmless.
+    ``size_bytes`` is its length when it was opened or at the last `refresh_size`, ``logical_block_bytes`` the unit in
+    which it can be read and written directly (for a device its logical block size), ``direct`` whether the page cache
+    is passed by, ``identity`` is equal for two names of one file or device. A context manager; closing twice is
+    harmless.
     """
 
     def __init__(self, path: str, fd: int, *, writable: bool, direct: bool) -> None:
@@ -69,6 +70,12 @@ class OpenImage:
     def size_sectors(self) -> int:
         """The length in whole sectors."""
         return self.size_bytes // SECTOR_BYTES
+
+    def refresh_size(self) -> int:
+        """Look how long the image is now (fstat, BLKGETSIZE64), and return it; raises ImageAccess."""
+        with self._doing("look at"):
+            self.size_bytes = _device_size_bytes(self.fd) if self.is_block_device else os.fstat(self.fd).st_size
+        return self.size_bytes
 
     def read(self, offset_bytes: int, length_bytes: int) -> bytes:
         """Return exactly these bytes, at any alignment. Raises ImageShort where the image ends before."""

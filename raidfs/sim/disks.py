@@ -58,6 +58,7 @@ class DiskOp:
 class SimDisk:
     """One disk of ``size_bytes``; ``content`` is what reads see, ``durable`` what a power loss leaves for certain.
 
+    It can be made longer up to ``size_max_bytes``, which is what it has unless somebody sets more.
     ``fail_write`` holds numbers of writes and flushes (counted from 0 over the disk's life) that end with EIO and
     take place in part; ``fail_read`` the same for reads. ``watchers`` are called after each change of
     ``content`` with the disk, whose write it was (None: nobody's), offset and length.
@@ -66,6 +67,7 @@ class SimDisk:
     def __init__(self, name: str, size_bytes: int, stepper: Stepper, group: Group, rng: Random, trace: Trace) -> None:
         self.name = name
         self.size_bytes = size_bytes
+        self.size_max_bytes = size_bytes
         self.content = bytearray(size_bytes)
         self.durable = bytearray(size_bytes)
         self.fail_write: frozenset[int] = frozenset()
@@ -85,6 +87,13 @@ class SimDisk:
         """Place bytes before the simulation starts."""
         self.content[offset : offset + len(data)] = data
         self.durable[offset : offset + len(data)] = data
+
+    def extend(self, size_bytes: int) -> None:
+        """Make the disk longer, durably; what is added reads as zeros."""
+        assert self.size_bytes <= size_bytes <= self.size_max_bytes, (self.size_bytes, size_bytes, self.size_max_bytes)
+        for place in (self.content, self.durable):
+            place.extend(bytes(size_bytes - self.size_bytes))
+        self.size_bytes = size_bytes
 
     def submit(self, op: DiskOp) -> None:
         """Take an operation; it ends some time later, in a step of its own."""

@@ -12,7 +12,16 @@ from raidfs.array.images import OpenImage
 from raidfs.array.new_leg import check_fits, erasing
 from raidfs.array.port import EnginePort
 from raidfs.array.search import Found
-from raidfs.errors import ImageAccess, ImageClosed, ImageHoldsData, ImageInUse, ImageNotFound, OtherManager
+from raidfs.errors import (
+    DeviceNotExtendable,
+    ImageAccess,
+    ImageClosed,
+    ImageHoldsData,
+    ImageInUse,
+    ImageNotExtended,
+    ImageNotFound,
+    OtherManager,
+)
 from raidfs.format.geometry import ArrayLayout
 from raidfs.format.superblock import SUPER_BYTES, SUPER_OFFSET_BYTES, Superblock
 from raidfs.lock.api import LockManager
@@ -186,6 +195,29 @@ class SimHost:
         """See `raidfs.host.Host.erase_new`."""
         with contextlib.suppress(ImageAccess):
             await self.write_new(image, erasing(layout))
+
+    async def room_bytes(self, image: OpenImage) -> int:
+        """See `raidfs.host.Host.room_bytes`; takes as long as a read does."""
+        disk = self.storage.disks[image.fd]
+        result, _ = await self._disk_op(image.fd, OpKind.READ, 0, None, SECTOR_BYTES)
+        if result < 0:
+            raise ImageAccess(path=image.path, doing="look at it", reason="Input/output error")
+        image.size_bytes = disk.size_bytes
+        return image.size_bytes
+
+    async def extend(self, image: OpenImage, size_bytes: int, sparse: bool = False) -> None:
+        """See `raidfs.host.Host.extend`; a disk of fixed size is a device, others are as good as files."""
+        have_bytes = await self.room_bytes(image)
+        if size_bytes <= have_bytes:
+            return
+        disk = self.storage.disks[image.fd]
+        if disk.size_max_bytes == have_bytes:
+            raise DeviceNotExtendable(path=image.path, have_bytes=have_bytes, need_bytes=size_bytes)
+        if size_bytes > disk.size_max_bytes:
+            reason = "No space left on device"
+            raise ImageNotExtended(path=image.path, have_bytes=have_bytes, need_bytes=size_bytes, reason=reason)
+        disk.extend(size_bytes)
+        image.size_bytes = size_bytes
 
     async def claim_images(self, images: Sequence[OpenImage], *, alone: bool) -> None:
         """See `raidfs.host.Host.claim_images`; all machines' flocks meet, as those of processes on one host do."""
