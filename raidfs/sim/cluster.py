@@ -90,6 +90,7 @@ class Run:
         self.lost = False  # its lock manager: requests fail
         self.rests: list[SimCancelScope] = []  # of the users that rest now
         self.joined = False
+        self.died = False
         self.ended = False
 
 
@@ -227,13 +228,18 @@ class Cluster:
             self.report("locks-left", str(statistics))
 
     async def _heal(self) -> None:
-        """Let the array heal, and read all of it."""
+        """Let the array heal, and read all of it: from the start, when a healer has died (the power was lost)."""
         read = Op(OpKind.READ, 0, SECTORS)
         life = Life(0.0, ((Op(OpKind.HEAL), read, read),))
-        async with self.runtime.open_nursery() as nursery:
-            for machine in range(self.plan.healers):
-                before = len(self.plan.machines[machine]) if machine < len(self.plan.machines) else 0
-                nursery.start_soon(self._live, machine, (life,), before, name=f"healer {machine}")
+        is_over = False
+        while not is_over:
+            self._healed = False
+            first = len(self._runs)
+            async with self.runtime.open_nursery() as nursery:
+                for machine in range(self.plan.healers):
+                    before = sum(run.machine == machine for run in self._runs)
+                    nursery.start_soon(self._live, machine, (life,), before, name=f"healer {machine}")
+            is_over = not any(run.died for run in self._runs[first:])
 
     def _check_legs(self) -> None:
         check_legs(self.view, self.register, self.report)
@@ -306,6 +312,7 @@ class Cluster:
     def _crash(self, run: Run) -> None:
         self.note(run.name, "crash", f"at its step {run.host.group.steps}")
         self.views.disturbed()
+        run.died = True
         self.stepper.crash(run.host.group)
         self._ends(run)
         run.host.sever()
@@ -326,6 +333,7 @@ class Cluster:
         for run in alive:
             if not run.host.group.dead:
                 self.note(run.name, "crash", "with its power")
+                run.died = True
                 self.stepper.crash(run.host.group)
                 self._ends(run)
         for disk in self.storage.disks:

@@ -11,6 +11,7 @@ import dataclasses
 import pytest
 
 from raidfs.sim.cluster import simulate
+from raidfs.sim.draw import make_plan
 from raidfs.sim.plan import Fault, FaultKind, Life, Op, OpKind, Plan
 
 WRITE = Op(OpKind.WRITE, 0, 1)
@@ -147,3 +148,11 @@ def test_a_node_that_dies_when_it_may_not_join_is_no_member_of_an_unknown_versio
     for step in range(20, 60, 2):
         refused = Life(0.1, (), crash_at(step), missing_leg=0)
         assert broken_in(Plan("", ((there,), (refused,), (joins,))), 4) == []
+
+
+def test_who_dies_while_the_array_heals_is_followed_by_others_who_wait_until_it_has_healed() -> None:
+    # One healer has nothing to do and leaves; the other one, which has all to do, loses its power.
+    for number in range(12):
+        plan = Plan("", ((user(),),), clean=False, healers=2, window_sectors=4, power_loss_s=0.05 * number)
+        assert broken_in(plan, 2) == []
+    assert simulate(make_plan(1001619)).failure is None
