@@ -65,7 +65,22 @@ def spare_beside_a_node_with_dirty_chunks() -> list[Plan]:
     return [Plan(str(n), lives, spares=1, granule_sectors=64) for n in range(10)]
 
 
+def leg_that_is_taken_back_by_a_node_that_has_not_written() -> list[Plan]:
+    """One node writes beside a failed leg; another one, whose own slot knows of nothing, takes the leg back."""
+    sectors = range(0, 64, 8)
+    reads = tuple(Op(OpKind.READ, sector, 8) for sector in sectors)
+    plans = []
+    for number in range(8):
+        leg = number % 2
+        writes = tuple(Op(OpKind.WRITE, sector, 4) for sector in sectors)
+        writer = life((Op(OpKind.FAIL, leg=leg), *writes, rest(6.0), *reads))
+        other = life((rest(2.0), Op(OpKind.RE_ADD, leg=leg), HEAL, *reads))
+        plans.append(Plan(str(number), ((writer,), (other,)), granule_sectors=64))
+    return plans
+
+
 MAKERS = {
+    "own-bits-gathered-only": leg_that_is_taken_back_by_a_node_that_has_not_written,
     "slots-not-copied": spare_beside_a_node_with_dirty_chunks,
     "half-recovered-is-complete": recovery_that_is_interrupted,
     "window-not-drained": writes_beside_a_resync,
