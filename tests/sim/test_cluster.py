@@ -54,7 +54,7 @@ def test_a_node_writes_reads_and_leaves_and_its_neighbour_reads_what_it_wrote() 
         assert outcome.counts["crash"] == 0
 
 
-SCHEDULES = int(os.environ.get("RAIDFS_SCHEDULES", "1500"))
+SCHEDULES = int(os.environ.get("RAIDFS_SCHEDULES", "4000"))
 
 
 @pytest.mark.slow
