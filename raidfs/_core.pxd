@@ -24,6 +24,7 @@ cdef extern from "<pthread.h>" nogil:
 cdef enum:
     LEGS_MAX = 16                # legs of one array, spares included; masks of legs are 32 bits
     PAGE_BYTES = 4096            # unit of bitmap writes, as in md
+    HEADER_BYTES = 256           # the bitmap superblock, before the first bit
     REQUEST_BYTES_MAX = 1 << 20  # largest request; FUSE's largest too, and it keeps a request in two range buckets
     RANGE_BUCKETS = 1024         # hash of 1 MiB regions that have writes
     BUFFER_CLASSES = 10          # 4 KiB << class: up to 2 MiB, the largest bounce buffer
@@ -41,6 +42,7 @@ cdef enum:                       # Request.kind
     REQUEST_LEG_READ             # control I/O on one leg, offset from the start of the image
     REQUEST_LEG_WRITE            # the same, durable when replied
     REQUEST_LEG_FLUSH
+    REQUEST_RESIZE               # another size or chunk size: Request.data is a Resize
     REQUEST_SYNC                 # Request.action over [offset, offset + length), block by block
     REQUEST_BLOCK                # (engine) one such block, see SyncBlock
 
@@ -65,7 +67,8 @@ cdef enum:                       # Request.stage: what it waits for
     STAGE_BITMAP                 # its bits to be durable
     STAGE_LEGS                   # its leg operations
     STAGE_FAILURE                # a leg's failure to be recorded, before its reply
-    STAGE_PAGES                  # (sweep) its bitmap pages
+    STAGE_PAGES                  # (sweep, resize) its bitmap pages
+    STAGE_RESIZE                 # a resize to be over
     STAGE_SYNC                   # (sync) its blocks
     STAGE_DONE
     STAGES
@@ -163,6 +166,19 @@ cdef struct RequestQueue:
     Request *tail
     uint32_t count
 
+cdef struct Resize:              # what a resize request wants, and what it may have to go back to
+    uint64_t size                # bytes
+    uint32_t chunk_shift
+    uint64_t needed_from         # bytes; chunks from there on become NEEDED, UINT64_MAX: none
+    unsigned char header[HEADER_BYTES]
+    int phase
+    uint64_t old_size
+    uint32_t old_chunk_shift
+    unsigned char old_header[HEADER_BYTES]
+    uint16_t *counters           # of the layout that is not in force, as `doubt`
+    unsigned char *doubt
+    unsigned char *keep          # a slot: the bits as they were, on disk until the new header is
+
 cdef struct SyncBlock:           # a part of a sync request; it has its range like a write
     Request r                    # first, so that a pointer to it is a pointer to the block
     Request *sync
@@ -241,7 +257,8 @@ cdef struct EngineState:
     uint32_t legs_count          # high-water mark; indexes below it may be free
     uint32_t raid_disks
     bint read_first              # every read uses the first leg
-    uint64_t size                # bytes
+    uint64_t size                # bytes that the bitmap covers
+    uint64_t capacity            # bytes that requests may address, at most `size`
     uint64_t block               # bytes
     uint64_t suspend_start       # bytes, half-open; equal when nothing is suspended
     uint64_t suspend_end
@@ -261,7 +278,10 @@ cdef struct EngineState:
     RequestQueue failure_queue
     RequestQueue drains
     RequestQueue sweeps
+    RequestQueue resizes         # behind the one under way
+    RequestQueue held            # until the resize under way is over
     Request *sweep
+    Request *resize
     Request *active_head
     Request *active_tail
     RangeNode *buckets[RANGE_BUCKETS]
@@ -278,6 +298,7 @@ cdef struct EngineState:
     uint64_t ones                # chunks with value 1
     uint64_t events_cleared
     bint need_sync
+    bint header_lost             # no leg can be relied on to have the own slot's header
     uint32_t pages_count
     Page *pages
     Page *pages_due
@@ -339,6 +360,11 @@ cdef void engine_complete_op(EngineState *e, LegOp *op, int64_t result) noexcept
 cdef void engine_complete_op_locked(EngineState *e, LegOp *op, int64_t result) noexcept nogil
 cdef void engine_unlock(EngineState *e) noexcept nogil
 
+cdef struct PyRequest:           # a request of Python's, with a buffer of its own
+    Request r
+    unsigned char *buffer
+    uint64_t buffer_bytes
+
 cdef class Engine:
     cdef EngineState *e
     cdef Port port
@@ -351,3 +377,4 @@ cdef class Engine:
     cdef _load_bitmap(self, const unsigned char *bits, uint64_t bitmap_bytes)
     cdef uint64_t _submit(self, int kind, uint64_t offset, uint64_t length, const unsigned char *data,
                           uint32_t flags, uint32_t leg, int action=*) except 0
+    cdef uint64_t _send(self, PyRequest *request) except 0

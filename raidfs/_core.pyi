@@ -64,7 +64,8 @@ class EngineStatistics(TypedDict):
 
     The keys of ``waiting``: new, order (an older overlapping write), suspended (the suspended range), blocked and
     failure (a leg's failure to be recorded, before the start and before the reply), counter (a full chunk), edges
-    (blocks written in part), bitmap (bits to be durable), legs (leg operations), pages (a sweep's bitmap pages).
+    (blocks written in part), bitmap (bits to be durable), legs (leg operations), pages (a sweep's or a resize's bitmap
+    pages), resize (the end of a resize).
     Sync requests are not among them, ``sync`` has them.
     """
 
@@ -106,6 +107,7 @@ class Engine:
         bitmap: bytes,
         events: int,
         events_cleared: int,
+        capacity_bytes: int | None = None,
         in_sync_below: int = 0,
         read_only: bool = False,
     ) -> None:
@@ -113,7 +115,9 @@ class Engine:
 
         ``block_bytes``: 512 to 4096, the unit of every leg operation. ``data_offsets``: of each leg, in bytes.
         ``slot_offset``: where the own bitmap slot is on every image, in bytes. ``bitmap``: the whole slot, superblock
-        included. A set bit means NEEDED unless its chunk ends at or below ``in_sync_below`` bytes. Raises ValueError.
+        included; a resize can use as many bits as it has room for. A set bit means NEEDED unless its chunk ends at or
+        below ``in_sync_below`` bytes. ``capacity_bytes``: what requests may address, at most ``size_bytes`` (None: all
+        of it), see `set_capacity`. Raises ValueError.
         """
 
     def add_leg(self, data_offset: int) -> int:
@@ -167,6 +171,15 @@ class Engine:
 
     def set_events(self, events: int) -> None:
         """Publish the array's event count; the bitmap superblock follows with the next sweep."""
+
+    def set_capacity(self, capacity_bytes: int) -> None:
+        """Publish how much of the array requests may address; what the bitmap covers is another number.
+
+        From now on reads and writes are short at that byte, writes behind it fail with ENOSPC, and sync requests end
+        there. So do writes that wait for something before their data goes out: one that reaches beyond it fails with
+        ENOSPC as a whole. Use `submit_drain` afterwards to know that none is in flight behind it. Raises ValueError
+        when the bitmap, or what a resize under way makes of it, does not cover it.
+        """
 
     def import_bits(self, bitmap: bytes, *, in_sync_below: int = 0) -> int:
         """Add the bits of another slot to the own one; a sweep makes them durable. Returns how many were set there."""
@@ -250,6 +263,30 @@ class Engine:
 
     def submit_sweep(self) -> int:
         """One round of the lazy clearing of bits; also writes every bitmap page that is due."""
+
+    def submit_resize(
+        self,
+        size_bytes: int,
+        chunk_bytes: int,
+        header: bytes | bytearray | memoryview,
+        *,
+        needed_from: int | None = None,
+    ) -> int:
+        """Have the own bitmap cover another size, or have chunks of another size (md: md_bitmap_resize).
+
+        ``header``: the 256 bytes of the bitmap superblock; the event counts in it are left out, the engine has its own.
+        A new chunk is dirty, NEEDED or in doubt when any old chunk is so that had a part of it; what is behind the new
+        size is forgotten. With ``needed_from``, when the size grows, all chunks from the one of that byte on are set
+        and NEEDED. The slot keeps its length. The capacity stays as it is: lower it, and drain, before the size shrinks
+        (what is on its way to the legs behind the new size is waited for); raise it when all nodes can follow.
+
+        Until the reply no write sends data that was not on its way, and at every moment what is on each leg, read by
+        the header that is on it, tells of every chunk that it has to tell of. 0 is replied when header and bits are
+        durable on every good leg; a leg that fails meanwhile is left out as by any other bitmap write. Errors: EIO when
+        the last leg refused a page, and the old layout is in force; EINVAL when the capacity is more than the size by
+        the time that those before it are over; the fence's. Resizes are done one after the other. A read-only node
+        follows in memory. Raises ValueError when the bits do not fit into the slot or the capacity not into the size.
+        """
 
     def submit_leg_read(self, leg: int, offset: int, length: int) -> int:
         """Read from one leg's image; offset and length in bytes, multiples of the leg's block size."""

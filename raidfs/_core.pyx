@@ -13,7 +13,9 @@ The story of a write is `write_advance` in core/requests.pxi; the promises that 
 * a write is replied only when every leg that counts as good has it; a leg that fails is left out at once, and writes
   wait until control has recorded that (core/legs.pxi);
 * what a pass over the array copies is ordered with those writes block by block, and is read from a leg in sync
-  (core/sync.pxi).
+  (core/sync.pxi);
+* whatever is cut short while the bitmap gets another layout, its slot tells of every chunk that it told of before
+  (core/resize.pxi).
 
 This module is also the Python face of the engine, for control, for the portable data plane and for tests. Requests are
 submitted with ``submit_*`` and come back from `Engine.replies`; leg operations are either carried out by a backend
@@ -47,6 +49,7 @@ include "core/ranges.pxi"
 include "core/bitmap.pxi"
 include "core/legs.pxi"
 include "core/requests.pxi"
+include "core/resize.pxi"
 include "core/sync.pxi"
 
 BYTES_MAX = REQUEST_BYTES_MAX
@@ -89,15 +92,20 @@ class SyncAction(enum.IntEnum):
 
 
 _STAGE_NAMES = (
-    "new", "order", "suspended", "blocked", "counter", "edges", "bitmap", "legs", "failure", "pages", "sync",
-    "done",
+    "new", "order", "suspended", "blocked", "counter", "edges", "bitmap", "legs", "failure", "pages", "resize",
+    "sync", "done",
 )
 
 
-cdef struct PyRequest:               # a request of Python's, with a buffer of its own
-    Request r
-    unsigned char *buffer
-    uint64_t buffer_bytes
+cdef void request_free(PyRequest *request) noexcept:
+    cdef Resize *z
+    if request.r.kind == REQUEST_RESIZE:
+        z = resize_of(&request.r)
+        free(z.counters)
+        free(z.doubt)
+        free(z.keep)
+    free(request.buffer)
+    free(request)
 
 
 cdef class Engine:
@@ -140,8 +148,7 @@ cdef class Engine:
         for tag in self._requests or ():
             request = <PyRequest *> <uintptr_t> self._requests[tag]
             buffer_put(self.e, request.r.bounce, request.r.span_end - request.r.span_start)
-            free(request.buffer)
-            free(request)
+            request_free(request)
         self._free_bitmap()
         buffers_free(self.e)
         pthread_mutex_destroy(&self.e.mutex)
@@ -161,7 +168,7 @@ cdef class Engine:
     # ---- what control publishes ----------------------------------------------------------------------------------
 
     def configure(self, *, block_bytes, size_bytes, data_offsets, raid_disks, slot_offset, chunk_bytes, bitmap,
-                  events, events_cleared, in_sync_below=0, read_only=False):
+                  events, events_cleared, capacity_bytes=None, in_sync_below=0, read_only=False):
         """Publish the array's geometry and load the own slot's bitmap; legs follow with `publish_legs`."""
         cdef EngineState *e = self.e
         cdef uint64_t chunk
@@ -182,10 +189,13 @@ cdef class Engine:
             raise ValueError("the bitmap slot is not whole pages, or too small for the array")
         if size_bytes <= 0:
             raise ValueError("an array has at least one sector")
+        if capacity_bytes is not None and not 0 <= capacity_bytes <= size_bytes:
+            raise ValueError(f"a capacity of {capacity_bytes} bytes is not within the array's {size_bytes}")
         if e.block_bytes % block_bytes:
             raise ValueError(f"sync blocks of {e.block_bytes} bytes are not whole blocks of {block_bytes}")
         e.block = block_bytes
         e.size = size_bytes
+        e.capacity = size_bytes if capacity_bytes is None else capacity_bytes
         e.raid_disks = raid_disks
         e.slot_offset = slot_offset
         e.chunk_shift = <uint32_t> (chunk_bytes.bit_length() - 1)
@@ -207,7 +217,7 @@ cdef class Engine:
         cdef uint32_t i
         e.pages_count = <uint32_t> (bitmap_bytes // PAGE_BYTES)
         e.pages = <Page *> calloc(e.pages_count, sizeof(Page))
-        e.counters = <uint16_t *> calloc(e.chunks, sizeof(uint16_t))
+        e.counters = <uint16_t *> calloc((bitmap_bytes - BITS_START) * 8, sizeof(uint16_t))
         e.doubt = <unsigned char *> calloc(1, bitmap_bytes)
         if e.pages == NULL or e.counters == NULL or e.doubt == NULL:
             raise MemoryError
@@ -362,6 +372,7 @@ cdef class Engine:
             wake_all(e, &e.blocked_queue)
             wake_all(e, &e.counter_queue)
             wake_all(e, &e.failure_queue)
+            wake_all(e, &e.held)
             for i in range(e.pages_count):
                 wake_all(e, &e.pages[i].waiters)
             sweep_advance(e)
@@ -426,6 +437,20 @@ cdef class Engine:
         self.e.read_first = on
         pthread_mutex_unlock(&self.e.mutex)
 
+    def set_capacity(self, uint64_t capacity_bytes):
+        """Publish how much of the array requests may address, from now on."""
+        cdef EngineState *e = self.e
+        cdef uint64_t limit
+        with nogil:
+            pthread_mutex_lock(&e.mutex)
+            limit = capacity_limit(e)
+            if capacity_bytes <= limit:
+                capacity_put(e, capacity_bytes)
+                run(e)
+            engine_unlock(e)
+        if capacity_bytes > limit:
+            raise ValueError(f"a capacity of {capacity_bytes} bytes is not within the {limit} that the bitmap covers")
+
     # ---- sync ----------------------------------------------------------------------------------------------------
 
     def need_dirty(self):
@@ -452,7 +477,7 @@ cdef class Engine:
             pthread_mutex_lock(&e.mutex)
             start = offset
             end = offset
-            while end < e.size:
+            while end < e.capacity:
                 chunk = end >> e.chunk_shift
                 if e.counters[chunk] & (NEEDED | RESYNC) or end >= e.recovery_from:
                     end = (chunk + 1) << e.chunk_shift
@@ -462,8 +487,8 @@ cdef class Engine:
                     end = min((chunk + 1) << e.chunk_shift, e.recovery_from)
                     start = end
             if start < e.recovery_from and end >= e.recovery_from:
-                end = e.size
-            end = min(end, e.size)
+                end = e.capacity
+            end = min(end, e.capacity)
             pthread_mutex_unlock(&e.mutex)
         return (start, end) if start < end else None
 
@@ -537,7 +562,6 @@ cdef class Engine:
     cdef uint64_t _submit(self, int kind, uint64_t offset, uint64_t length, const unsigned char *data,
                           uint32_t flags, uint32_t leg, int action=0) except 0:
         cdef PyRequest *request
-        cdef uint64_t tag = self.next_tag
         request = <PyRequest *> calloc(1, sizeof(PyRequest))
         if request == NULL:
             raise MemoryError
@@ -556,6 +580,10 @@ cdef class Engine:
         request.r.flags = flags
         request.r.leg = leg
         request.r.action = action
+        return self._send(request)
+
+    cdef uint64_t _send(self, PyRequest *request) except 0:
+        cdef uint64_t tag = self.next_tag
         request.r.tag = tag
         request.r.port = &self.port
         self.next_tag += 1
@@ -597,6 +625,47 @@ cdef class Engine:
         """One round of the lazy clearing of bits; also writes every bitmap page that is due."""
         return self._submit(REQUEST_SWEEP, 0, 0, NULL, 0, 0)
 
+    def submit_resize(self, uint64_t size_bytes, uint64_t chunk_bytes, const unsigned char[::1] header, *,
+                      needed_from=None):
+        """Have the bitmap cover another size, or have chunks of another size; see core/resize.pxi."""
+        cdef EngineState *e = self.e
+        cdef uint64_t slot_bytes = <uint64_t> e.pages_count * PAGE_BYTES
+        cdef Resize *z
+        cdef PyRequest *request
+        if not e.configured:
+            raise ValueError("the engine is not configured")
+        if size_bytes == 0:
+            raise ValueError("an array has at least one sector")
+        if chunk_bytes & (chunk_bytes - 1) or chunk_bytes < e.block:
+            raise ValueError(f"chunk size {chunk_bytes} is not a power of two of at least one block")
+        if (size_bytes - 1) // chunk_bytes >= (slot_bytes - BITS_START) * 8:
+            raise ValueError(f"the bits of {size_bytes} bytes do not fit into the slot's {slot_bytes}")
+        if header.shape[0] != HEADER_BYTES:
+            raise ValueError(f"a bitmap superblock has {HEADER_BYTES} bytes")
+        if e.capacity > size_bytes:
+            raise ValueError(f"the capacity of {e.capacity} bytes is more than a size of {size_bytes}")
+        request = <PyRequest *> calloc(1, sizeof(PyRequest))
+        if request == NULL:
+            raise MemoryError
+        z = <Resize *> calloc(1, sizeof(Resize))
+        request.r.kind = REQUEST_RESIZE
+        request.buffer = <unsigned char *> z
+        request.r.data = request.buffer
+        if z == NULL:
+            free(request)
+            raise MemoryError
+        z.counters = <uint16_t *> calloc((slot_bytes - BITS_START) * 8, sizeof(uint16_t))
+        z.doubt = <unsigned char *> calloc(1, slot_bytes)
+        z.keep = <unsigned char *> calloc(1, slot_bytes)
+        if z.counters == NULL or z.doubt == NULL or z.keep == NULL:
+            request_free(request)
+            raise MemoryError
+        z.size = size_bytes
+        z.chunk_shift = <uint32_t> popcount64(chunk_bytes - 1)
+        z.needed_from = UINT64_MAX if needed_from is None else needed_from
+        memcpy(z.header, &header[0], HEADER_BYTES)
+        return self._send(request)
+
     def submit_leg_read(self, uint32_t leg, uint64_t offset, uint64_t length):
         """Read [offset, offset + length) of one leg's image; multiples of the leg's block size."""
         return self._submit(REQUEST_LEG_READ, offset, length, NULL, 0, leg)
@@ -627,8 +696,7 @@ cdef class Engine:
                 data = PyBytes_FromStringAndSize(<char *> request.buffer, <Py_ssize_t> r.result)
             found.append((r.tag, r.result, data))
             del self._requests[r.tag]
-            free(request.buffer)
-            free(request)
+            request_free(request)
 
     def events(self):
         """Return and forget the events raised so far: (kind, leg, errno, offset in the image, length)."""

@@ -20,7 +20,7 @@ _STATES: dict[LegState, schema.LegState] = {
     LegState.FAULTY: "faulty",
     LegState.MISSING: "missing",
 }
-_PARKED = ("suspended", "blocked", "failure")
+_PARKED = ("suspended", "blocked", "failure", "resize")
 _COUNTERS_PER_PAGE = 4096 // 2
 
 

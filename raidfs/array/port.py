@@ -97,6 +97,18 @@ class EnginePort:
         """Do one round of the lazy clearing of bits and write the bitmap pages that are due."""
         await self._reply(self.engine.submit_sweep(), "a sweep of the bitmap")
 
+    async def resize(self, size_bytes: int, chunk_bytes: int, header: bytes, *, needed_from: int | None = None) -> None:
+        """Have the own bitmap cover another size, durably; see `Engine.submit_resize`.
+
+        Raises OSError EIO when no leg takes it, and the bitmap is as before; ValueError for what cannot be.
+        """
+        tag = self.engine.submit_resize(size_bytes, chunk_bytes, header, needed_from=needed_from)
+        await self._reply(tag, "the own bitmap slot to be written for another size")
+
+    def set_capacity(self, capacity_bytes: int) -> None:
+        """Have reads and writes end at another byte from now on; see `Engine.set_capacity`."""
+        self.engine.set_capacity(capacity_bytes)
+
     async def sync(self, action: SyncAction, start: int, end: int, *, leg: int = 0) -> int:
         """Do an action over [start, end) of the array and return the bytes read; see `Engine.submit_sync`."""
         return await self.end_sync(self.begin_sync(action, start, end, leg=leg))

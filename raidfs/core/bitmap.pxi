@@ -14,7 +14,7 @@ cdef enum:
     NEEDED = 0x8000
     RESYNC = 0x4000
     COUNTER_MAX = 0x3fff
-    BITS_START = 256             # bytes of the bitmap superblock before the first bit
+    BITS_START = HEADER_BYTES
     SB_EVENTS = 24               # offsets in the bitmap superblock, little-endian u64
     SB_EVENTS_CLEARED = 32
 
@@ -125,6 +125,8 @@ cdef void bitmap_whole_again(EngineState *e) noexcept nogil:
 cdef Page *page_not_durable(EngineState *e, uint64_t first, uint64_t last) noexcept nogil:
     """Return the page of the first chunk whose bit is not durable, or NULL when all are."""
     cdef uint64_t chunk
+    if e.header_lost:                        # no bit means anything without it
+        return &e.pages[0]
     for chunk in range(first, last + 1):
         if not bit_test(e.durable, chunk):
             return page_of(e, chunk)
@@ -147,6 +149,8 @@ cdef void page_due(EngineState *e, Page *page) noexcept nogil:
 
 cdef void pages_write_due(EngineState *e) noexcept nogil:
     cdef Page *page
+    if resize_waits(e):
+        return
     while e.pages_due != NULL:
         page = e.pages_due
         e.pages_due = page.next_due
@@ -190,6 +194,7 @@ cdef void bitmap_distrust(EngineState *e) noexcept nogil:
     memset(e.durable, 0, <size_t> e.pages_count * PAGE_BYTES)
     for i in range(e.pages_count):
         page_due(e, &e.pages[i])
+    resize_restart(e)
 
 
 cdef void page_op_done(EngineState *e, Page *page, LegOp *op, int error) noexcept nogil:
@@ -206,6 +211,8 @@ cdef void page_op_done(EngineState *e, Page *page, LegOp *op, int error) noexcep
     page.sweep_writing = False
     if e.writable & ~page.ok_legs == 0:
         memcpy(e.durable + <uint64_t> page.index * PAGE_BYTES, page.snapshot, PAGE_BYTES)
+        if page.index == 0:
+            e.header_lost = False
         wake_all(e, &page.waiters)
     elif e.writable & page.sent_legs & ~page.ok_legs == 0:
         page.due = True                      # legs came meanwhile and lack it
@@ -224,6 +231,8 @@ cdef void page_op_done(EngineState *e, Page *page, LegOp *op, int error) noexcep
             r = queue_pop(&page.waiters)
         if swept:
             e.sweep.error = EIO
+        if e.resize != NULL and not page.due:
+            e.resize.error = EIO
     if swept:
         ENSURE(e.sweep != NULL and e.sweep.waits_for > 0)
         e.sweep.waits_for -= 1
@@ -241,6 +250,8 @@ cdef void page_op_done(EngineState *e, Page *page, LegOp *op, int error) noexcep
 
 cdef bint clear_allowed(EngineState *e) noexcept nogil:
     """Bits may go only while every position has every write, and events_cleared on disk says so."""
+    if e.resize != NULL or e.header_lost:    # a bit may stand for a chunk of the other layout as well
+        return False
     return not (degraded(e) or e.blocked or e.need_sync or e.fenced or legs_lost_a_flush(e))
 
 

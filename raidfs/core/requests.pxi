@@ -57,6 +57,9 @@ cdef void admit(EngineState *e, Request *r) noexcept nogil:
     if kind == REQUEST_SYNC:
         sync_admit(e, r)
         return
+    if kind == REQUEST_RESIZE:
+        resize_admit(e, r)
+        return
     if kind == REQUEST_WRITE and e.read_only:
         reply(e, r, -EROFS)
         return
@@ -66,10 +69,10 @@ cdef void admit(EngineState *e, Request *r) noexcept nogil:
     if r.length == 0:
         reply(e, r, 0)
         return
-    if r.offset >= e.size:
+    if r.offset >= e.capacity:
         reply(e, r, -ENOSPC if kind == REQUEST_WRITE else 0)
         return
-    r.length = min(r.length, e.size - r.offset)
+    r.length = min(r.length, e.capacity - r.offset)
     r.span_start = r.offset & ~(e.block - 1)
     r.span_end = (r.offset + r.length + e.block - 1) & ~(e.block - 1)
     if r.flags & (REQUEST_PUNCH | REQUEST_ZERO):
@@ -100,13 +103,14 @@ cdef void run(EngineState *e) noexcept nogil:
     cdef Request *r
     while True:
         r = queue_pop(&e.ready)
-        if r == NULL:
-            if e.syncs.head == NULL:
-                break
+        if r == NULL and e.syncs.head != NULL:
             sync_advance(e)                  # may make user writes ready, by blocks that end at once
             r = queue_pop(&e.ready)
-            if r == NULL:
-                break
+        if r == NULL and e.resize != NULL:
+            resize_advance(e)                # makes those ready that it held up
+            r = queue_pop(&e.ready)
+        if r == NULL:
+            break
         if r.kind == REQUEST_FLUSH:
             flush_advance(e, r)
         elif r.kind == REQUEST_SWEEP:
@@ -209,6 +213,14 @@ cdef void write_advance(EngineState *e, Request *r) noexcept nogil:
     cdef Page *page
     if e.fenced:
         write_finish(e, r)
+        return
+    if r.offset + r.length > e.capacity:     # which became less since it came
+        r.error = ENOSPC
+        write_finish(e, r)
+        return
+    if e.resize != NULL:                     # its chunks are about to be others
+        drains_release(e, r)
+        park(e, r, &e.held, STAGE_RESIZE)
         return
     if not r.counted:
         # 1. may it start? Nothing that has not started is waited for by a drain.

@@ -29,7 +29,7 @@ cdef void sync_admit(EngineState *e, Request *r) noexcept nogil:
         reply(e, r, -EINVAL)
         return
     r.span_start = r.offset & ~(e.block - 1)
-    r.span_end = (min(r.offset + r.length, e.size) + e.block - 1) & ~(e.block - 1)
+    r.span_end = (min(r.offset + r.length, e.capacity) + e.block - 1) & ~(e.block - 1)
     r.cursor = r.span_start
     r.copied = 0
     if r.span_start >= r.span_end:
@@ -395,6 +395,9 @@ cdef void block_bits(EngineState *e, SyncBlock *block) noexcept nogil:
     cdef uint64_t first = block.r.span_start >> e.chunk_shift
     cdef uint64_t last = min((block.r.span_end - 1) >> e.chunk_shift, e.chunks - 1)
     cdef Page *page
+    if e.resize != NULL:
+        queue_push(&e.held, &block.r)
+        return
     if not block.r.counted:
         if chunks_saturated(e, first, last):
             queue_push(&e.counter_queue, &block.r)

@@ -47,9 +47,10 @@ cdef bint fallocate_next(PlaneState *plane, Slot *slot) noexcept nogil:
 
 
 cdef uint64_t array_size(PlaneState *plane) noexcept nogil:
+    """Return how many bytes of the array may be addressed now."""
     cdef uint64_t size
     pthread_mutex_lock(&plane.e.mutex)
-    size = plane.e.size
+    size = plane.e.capacity
     pthread_mutex_unlock(&plane.e.mutex)
     return size
 
@@ -66,7 +67,7 @@ cdef void lseek_answer(PlaneState *plane, Slot *slot) noexcept nogil:
     cdef int fd = -1
     cdef iovec piece
     pthread_mutex_lock(&e.mutex)
-    size = e.size
+    size = e.capacity
     for leg in range(e.legs_count):
         if fd < 0 and plane.pool != NULL and e.in_sync & (<uint32_t> 1 << leg):
             fd = plane.pool.fds[leg]
@@ -90,7 +91,7 @@ cdef void lseek_answer(PlaneState *plane, Slot *slot) noexcept nogil:
 
 
 cdef void size_answer(PlaneState *plane, Slot *slot) noexcept nogil:
-    """BLKGETSIZE64: the array's size in bytes, for programs that ask a file as they would a device."""
+    """BLKGETSIZE64: the array's capacity in bytes, for programs that ask a file as they would a device."""
     cdef SizeAnswer out
     cdef iovec piece
     memset(&out, 0, sizeof(out))

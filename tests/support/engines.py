@@ -27,8 +27,12 @@ class SteppedEngine:
         read_only: bool = False,
         pages: int = 1,
         events: int = 7,
+        header: bytes = b"",
+        capacity: int | None = None,
+        room: int = 0,
     ) -> None:
         slot = bytearray(PAGE * pages)
+        slot[: len(header)] = header
         for bit in dirty:
             slot[BITS_START + bit // 8] |= 1 << bit % 8
         self.engine = Engine(legs)
@@ -42,11 +46,12 @@ class SteppedEngine:
             bitmap=bytes(slot),
             events=events,
             events_cleared=0,
+            capacity_bytes=capacity,
             in_sync_below=in_sync_below,
             read_only=read_only,
         )
         self.engine.publish_legs(states or [LegState.IN_SYNC] * legs)
-        image = bytearray(DATA_OFFSET + size)
+        image = bytearray(DATA_OFFSET + max(size, room))
         image[SLOT_OFFSET : SLOT_OFFSET + len(slot)] = slot
         self.legs = SimulatedLegs(self.engine, [bytearray(image) for _ in range(legs)])
         self.size = size
