@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,15 @@ import pytest
 from raidfs.errors import BadArguments
 from raidfs.sim.crash.__main__ import main
 from raidfs.sim.crash.campaign import Recipe, parse_recipe, replay, run_campaign
+from raidfs.sim.crash.disk import PlainDisk
+from raidfs.sim.crash.layout import LAYOUT
 from raidfs.sim.crash.recording import Recording, record
-from raidfs.sim.crash.reopened import reopen
+from raidfs.sim.crash.reopened import Reopener, reopen
 from raidfs.sim.crash.scenario import STEPS, parse_scenario, scenarios
-from raidfs.sim.crash.states import Cut, Cutter, Model
+from raidfs.sim.crash.states import Cut, Cutter, LegImage, Model, Pieces
+from raidfs.sim.disks import DiskOp
 
-STATES = int(os.environ.get("RAIDFS_CRASH_STATES", "40000"))
+STATES = int(os.environ.get("RAIDFS_CRASH_STATES", "100000"))
 
 
 @pytest.mark.slow
@@ -114,6 +118,35 @@ def test_a_program_run_again_makes_the_state_again(tmp_path: Path, capsys: pytes
     assert "---- cut here, model " in told
     assert "BROKEN " in told
     assert reopen([(tmp_path / f"disk{leg}.img").read_bytes() for leg in range(2)]).rule is None
+
+
+def states_of(text: str) -> Iterator[tuple[LegImage, ...]]:
+    recording, cuts = cut_after_last_step(text, Model.STORAGE)
+    for cut in cuts:
+        pieces = Pieces(cut, recording.ops)
+        yield from map(pieces.legs, cut.choices(recording.ops))
+
+
+@pytest.mark.parametrize("text", ["w1", "fail,w0+b1", "w0,die"])
+def test_legs_with_the_same_metadata_are_opened_once_and_it_makes_no_difference(text: str) -> None:
+    reopener = Reopener(checked_of=0)
+    states = dict.fromkeys(states_of(text))
+    for legs in states:
+        assert reopener.outcome(legs) == reopen([leg.data for leg in legs])
+    assert 0 < reopener.opened < len(states) / 2
+
+
+def test_a_node_that_looks_at_what_users_wrote_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(disk: PlainDisk, op: DiskOp) -> tuple[int, bytes | None]:
+        if op.data is not None and op.offset >= LAYOUT.data_offset_bytes and op.data[0] == 1:
+            return op.length, None
+        return effect(disk, op)
+
+    recorded = list(states_of("w0"))
+    effect = PlainDisk._effect
+    monkeypatch.setattr(PlainDisk, "_effect", wrong)
+    reopener = Reopener(checked_of=1)
+    assert {reopener.outcome(legs).rule for legs in recorded} == {None, "data-blind"}
 
 
 @pytest.mark.interop

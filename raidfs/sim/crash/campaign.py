@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import gc
-import hashlib
 import itertools
 import multiprocessing
 import os
@@ -17,13 +16,12 @@ from random import Random
 from raidfs.errors import BadArguments
 from raidfs.sim.crash.planted import PLANTED
 from raidfs.sim.crash.recording import Recording, quiet, record
-from raidfs.sim.crash.reopened import Outcome, broken_promise, reopen
+from raidfs.sim.crash.reopened import Outcome, Reopener, broken_promise, reopen
 from raidfs.sim.crash.scenario import Scenario, parse_scenario, scenarios
-from raidfs.sim.crash.states import Choice, Cutter, Model
+from raidfs.sim.crash.states import Choice, Cutter, Model, Pieces, digest_of
 
 STEPS_MAX = 3
 CHUNK = 32  # scenarios that a process does before it tells
-DIGEST_BYTES = 8
 _PROGRAM = "python -m raidfs.sim.crash"
 
 
@@ -130,25 +128,26 @@ def _in_order(length: int) -> Sequence[Scenario]:
 def _results(chunks: Iterator[tuple[Scenario, ...]], jobs: int, plant: str | None) -> Iterator[Iterator[Result]]:
     work = functools.partial(_run, plant=plant)
     if jobs == 1:
+        _reopener.forget()
         yield map(work, chunks)
         return
     with multiprocessing.get_context("spawn").Pool(jobs, initializer=gc.freeze) as pool:
         yield pool.imap(work, list(chunks))
 
 
-# What was found of legs in this process; a mistake that is planted is the same for the whole life of a process, or of
-# a campaign.
-_outcomes: dict[bytes, Outcome] = {}
+# Keeps what was found of legs in this process; a mistake that is planted is the same for the whole life of a process,
+# or of a campaign.
+_reopener = Reopener()
 
 
 def _run(chunk: Sequence[Scenario], *, plant: str | None) -> Result:
-    if multiprocessing.parent_process() is None:
-        _outcomes.clear()
     result = Result()
+    opened = _reopener.opened
     with quiet(), contextlib.nullcontext() if plant is None else PLANTED[plant].patch():
         seen: set[int] = set()
         for scenario in chunk:
             _enumerate(scenario, result, seen)
+    result.counts["reopened"] += _reopener.opened - opened
     return result
 
 
@@ -168,28 +167,16 @@ def _enumerate(scenario: Scenario, result: Result, seen: set[int]) -> None:
             continue
         seen.add(key)
         demands = repr([sorted(values) for values in cut.wanted]).encode()
+        pieces = Pieces(cut, recording.ops)
         for choice in cut.choices(recording.ops):
             result.counts["tried"] += 1
-            images = cut.images(choice, recording.ops)
-            legs = _digest(*images)
-            state = _digest(legs, demands)
+            legs = pieces.legs(choice)
+            state = digest_of(*[leg.digest for leg in legs], demands)
             if state in result.states:
                 continue
             result.states.add(state)
-            found = broken_promise(_outcome(legs, images, result), cut.wanted)
+            found = broken_promise(_reopener.outcome(legs), cut.wanted)
             if found is not None and found[0] not in broken:
                 broken.add(found[0])
                 recipe = Recipe(scenario, cut.at, cut.model, choice)
                 result.failures.append(Failure(scenario, recipe, *found))
-
-
-def _outcome(legs: bytes, images: tuple[bytes, ...], result: Result) -> Outcome:
-    outcome = _outcomes.get(legs)
-    if outcome is None:
-        result.counts["reopened"] += 1
-        outcome = _outcomes[legs] = reopen(images)
-    return outcome
-
-
-def _digest(*parts: bytes) -> bytes:
-    return hashlib.blake2b(b"".join(parts), digest_size=DIGEST_BYTES).digest()

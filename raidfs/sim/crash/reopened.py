@@ -1,9 +1,14 @@
-"""Opens what a crash has left with the real node, lets it heal, and looks at what comes of it."""
+"""Opens what a crash has left with the real node, lets it heal, and looks at what comes of it.
+
+A node never looks at users' data while it opens and heals an array: it reads, copies, and decides by metadata alone.
+So legs with the same metadata are opened once, with a value of its own in every sector (`Reopener`), and what came of
+that says for any data where each sector ended up. That this is so is checked: a part of the states is opened as it is.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from random import Random
 
 from raidfs._core import LegState
@@ -12,10 +17,11 @@ from raidfs.format.bitmap import SUPER_BYTES as BITMAP_SUPER_BYTES
 from raidfs.format.superblock import ROLE_FAULTY, SUPER_BYTES, SUPER_OFFSET_BYTES, Superblock
 from raidfs.node import Node, open_node
 from raidfs.node_options import NodeOptions
+from raidfs.sim.checkers import sector_bytes
 from raidfs.sim.crash.disk import PlainDisk
 from raidfs.sim.crash.layout import LAYOUT, SECTORS
 from raidfs.sim.crash.recording import CrashHost, InOrder, words
-from raidfs.sim.crash.states import Wanted
+from raidfs.sim.crash.states import LegImage, Wanted
 from raidfs.sim.host import SimStorage
 from raidfs.sim.locks import SimulatedLocks
 from raidfs.sim.runtime import SimRuntime
@@ -24,6 +30,8 @@ from raidfs.units import SECTOR_BYTES
 
 STEPS_MAX = 50_000
 MIXED = -1  # the value of a sector that no write has written so
+MARKS = 1 << 40  # values from here on mark places
+CHECKED_OF = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +43,44 @@ class Outcome:
     what: str = ""
 
 
+@dataclasses.dataclass(frozen=True)
+class Healed:
+    """What a node has read, what the legs hold when it has left, and what else is wrong with them then.
+
+    ``broken`` is the rule that was broken before anything could be read. ``stale`` are the legs that are not in sync.
+    """
+
+    broken: tuple[str, str] | None
+    values: tuple[int, ...] = ()
+    legs: tuple[tuple[int, ...], ...] = ()
+    stale: frozenset[int] = frozenset()
+    dirty: tuple[int, ...] = ()
+
+    def outcome(self) -> Outcome:
+        """Return what to make of it."""
+        if self.broken is not None:
+            return Outcome(self.values, *self.broken)
+        for leg, found in enumerate(self.legs):
+            if leg in self.stale:
+                return Outcome(self.values, "heals", f"leg {leg} is not in sync")
+            if found != self.values:
+                for sector, (have, read) in enumerate(zip(found, self.values, strict=True)):
+                    if have != read:
+                        what = f"sector {sector}: leg {leg} has {have}, read was {read}"
+                        return Outcome(self.values, "legs-equal", what)
+        if self.dirty:
+            return Outcome(self.values, "heals", f"chunks {list(self.dirty)} are dirty")
+        return Outcome(self.values)
+
+    def of(self, value_of: Mapping[int, int]) -> Healed:
+        """Return what it would have been with other values in the sectors; those that are not named stay."""
+
+        def renamed(values: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple([value_of.get(value, value) for value in values])
+
+        return dataclasses.replace(self, values=renamed(self.values), legs=tuple(renamed(leg) for leg in self.legs))
+
+
 RULES = {
     "superblock": "every leg's superblock is one that mdadm accepts",
     "opens": "the array opens, heals and is left without an error",
@@ -42,6 +88,7 @@ RULES = {
     "same-again": "what a node has read of the array once is what the healed legs hold",
     "legs-equal": "healed legs are equal, those that were failed and taken back included",
     "heals": "in the end all legs are in sync and no bit is set",
+    "data-blind": "what a node does with legs that it opens does not depend on what users have written",
 }
 
 
@@ -54,13 +101,68 @@ def values_of(data: bytes) -> tuple[int, ...]:
     return tuple(found)
 
 
+class Reopener:
+    """Opens legs, those with the same metadata once; ``opened`` counts how often a node did.
+
+    Of one in ``checked_of`` states (0: of none) it is looked whether opening the legs themselves comes to the same.
+    """
+
+    def __init__(self, *, checked_of: int = CHECKED_OF) -> None:
+        self.opened = 0
+        self._checked_of = checked_of
+        self._healed: dict[tuple[bytes, ...], Healed] = {}
+        self._values: dict[bytes, tuple[int, ...]] = {}
+
+    def forget(self) -> None:
+        """Open everything anew: the code is another one now."""
+        self._healed.clear()
+
+    def outcome(self, legs: Sequence[LegImage]) -> Outcome:
+        """Return what comes of opening legs."""
+        metadata = tuple([leg.metadata for leg in legs])
+        healed = self._healed.get(metadata)
+        if healed is None:
+            self.opened += 1
+            healed = self._healed[metadata] = heal([_marked(number, leg.data) for number, leg in enumerate(legs)])
+        value_of: dict[int, int] = {}
+        for number, leg in enumerate(legs):
+            value_of.update(zip(_marks(number), self._values_of(leg), strict=True))
+        outcome = healed.of(value_of).outcome()
+        if self._checked_of and sum(leg.digest[0] for leg in legs) % self._checked_of == 0:
+            self.opened += 1
+            found = reopen([leg.data for leg in legs])
+            if found != outcome:
+                return Outcome(found.values, "data-blind", f"with other data it was {outcome}, with these {found}")
+        return outcome
+
+    def _values_of(self, leg: LegImage) -> tuple[int, ...]:
+        values = self._values.get(leg.digest)
+        if values is None:
+            values = self._values[leg.digest] = values_of(leg.data[LAYOUT.data_offset_bytes :])
+        return values
+
+
+def _marks(leg: int) -> range:
+    return range(MARKS + leg * SECTORS, MARKS + (leg + 1) * SECTORS)
+
+
+def _marked(leg: int, image: bytes) -> bytes:
+    """Return a leg with a value of its own in every sector."""
+    return image[: LAYOUT.data_offset_bytes] + b"".join(map(sector_bytes, _marks(leg)))
+
+
 def reopen(images: Sequence[bytes]) -> Outcome:
     """Open the legs, heal, leave, and look; the images' only use is to be read."""
+    return heal(images).outcome()
+
+
+def heal(images: Sequence[bytes]) -> Healed:
+    """Open the legs, heal and leave."""
     for leg, image in enumerate(images):
         try:
             _superblock(leg, image)
         except RaidfsError as e:
-            return Outcome((), "superblock", str(e))
+            return Healed(("superblock", str(e)))
     stepper = Stepper(InOrder(), Random(0), steps_max=STEPS_MAX)
     world = stepper.group("world")
     disks = [PlainDisk(leg, stepper, world) for leg in range(len(images))]
@@ -92,8 +194,8 @@ def reopen(images: Sequence[bytes]) -> Outcome:
         errors.append(str(e))
     stepper.dispose()
     if errors:
-        return Outcome((), "opens", errors[0])
-    return _judged(values_of(read[0]), [bytes(disk.content) for disk in disks])
+        return Healed(("opens", errors[0]))
+    return _left(values_of(read[0]), [bytes(disk.content) for disk in disks])
 
 
 async def _take_back(node: Node, path: str) -> None:
@@ -104,23 +206,23 @@ async def _take_back(node: Node, path: str) -> None:
         await node.add(path, spare=False, force=True)
 
 
-def _judged(values: tuple[int, ...], images: Sequence[bytes]) -> Outcome:
+def _left(values: tuple[int, ...], images: Sequence[bytes]) -> Healed:
     try:
         superblocks = [_superblock(leg, image) for leg, image in enumerate(images)]
     except RaidfsError as e:
-        return Outcome(values, "superblock", str(e))
+        return Healed(("superblock", str(e)), values)
     freshest = max(superblocks, key=lambda superblock: superblock.events)
-    for leg, own in enumerate(superblocks):
-        if freshest.role_of(own.dev_number) >= ROLE_FAULTY or own.is_recovering:
-            return Outcome(values, "heals", f"leg {leg} is not in sync")
-        found = values_of(images[leg][LAYOUT.data_offset_bytes :])
-        for sector in range(SECTORS):
-            if found[sector] != values[sector]:
-                return Outcome(
-                    values, "legs-equal", f"sector {sector}: leg {leg} has {found[sector]}, read was {values[sector]}"
-                )
-    dirty = _dirty_chunks(images[0])
-    return Outcome(values, "heals", f"chunks {sorted(dirty)} are dirty") if dirty else Outcome(values)
+    return Healed(
+        None,
+        values,
+        tuple(values_of(image[LAYOUT.data_offset_bytes :]) for image in images),
+        frozenset(
+            leg
+            for leg, own in enumerate(superblocks)
+            if freshest.role_of(own.dev_number) >= ROLE_FAULTY or own.is_recovering
+        ),
+        tuple(sorted(_dirty_chunks(images[0]))),
+    )
 
 
 def _dirty_chunks(image: bytes) -> set[int]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 
@@ -25,6 +26,7 @@ from raidfs.sim.crash.recording import EntryKind, LegOp, Recording, UserFlush, U
 from raidfs.units import SECTOR_BYTES
 
 ALL_MAX = 8
+DIGEST_BYTES = 8
 
 
 class Model(enum.Enum):
@@ -42,6 +44,45 @@ Choice = tuple[Piece, ...]
 
 Wanted = tuple[frozenset[int], ...]
 """For each sector the values that it may have."""
+
+
+def digest_of(*parts: bytes) -> bytes:
+    """Return what stands for some bytes."""
+    return hashlib.blake2b(b"".join(parts), digest_size=DIGEST_BYTES).digest()
+
+
+@dataclasses.dataclass(frozen=True)
+class LegImage:
+    """What is on one leg; ``digest`` of all of it, ``metadata`` of what lies before the users' data."""
+
+    data: bytes
+    digest: bytes
+    metadata: bytes
+
+
+class Pieces:
+    """The ways in which the loose writes of a cut may be there, each leg by itself."""
+
+    def __init__(self, cut: Cut, ops: Sequence[LegOp]) -> None:
+        self._cut = cut
+        self._ops = ops
+        self._made: list[dict[Choice, LegImage]] = [{} for _ in cut.certain]
+
+    def legs(self, choice: Choice) -> tuple[LegImage, ...]:
+        """Return the legs with this of the loose writes on them."""
+        ops = self._ops
+        parts: list[list[Piece]] = [[] for _ in self._made]
+        for piece in choice:
+            parts[ops[piece[0]].leg].append(piece)
+        return tuple(self._leg(number, tuple(part)) for number, part in enumerate(parts))
+
+    def _leg(self, number: int, part: Choice) -> LegImage:
+        made = self._made[number]
+        leg = made.get(part)
+        if leg is None:
+            data = self._cut.images(part, self._ops)[number]
+            leg = made[part] = LegImage(data, digest_of(data), digest_of(data[: LAYOUT.data_offset_bytes]))
+        return leg
 
 
 @dataclasses.dataclass(frozen=True)
