@@ -381,6 +381,15 @@ class BitmapSlotsDiffer(AssembleError):
     )
 
 
+class ArrayHalfResized(AssembleError):
+    """A stopped array whose last change of size was cut off cannot be changed in another way."""
+
+    template = (
+        "{path}: slots {slots} are of another size than the array: a resize was cut off; "
+        "mount the array once, which finishes or undoes it, then try again"
+    )
+
+
 # ---- lock managers -----------------------------------------------------------------------------------------
 
 

@@ -137,6 +137,7 @@ def check_layouts(members: Sequence[Member], freshest: Member) -> None:
 
 # What every slot of an array says alike. Events, state and sectors_reserved are each slot's own.
 _SLOT_FIELDS = ("chunk_bytes", "nodes", "cluster_name")
+_UPDATED_FIELDS = ("nodes", "cluster_name")  # that raidfs.array.update changes, one slot after the other
 
 
 def bitmap_legs(
@@ -162,15 +163,27 @@ def bitmap_legs(
     return complete, incomplete
 
 
+def with_all_slots(
+    members: Sequence[Member], complete: Sequence[AssembledLeg], incomplete: Sequence[AssembledLeg], nodes: int
+) -> tuple[list[AssembledLeg], list[AssembledLeg]]:
+    """Return the legs again when ``nodes`` is known: those are not complete whose slots tell of fewer."""
+    slots = {member.path: len(member.candidate.slots) for member in members}
+    fewer = [leg for leg in complete if slots[leg.path] < nodes]
+    assert len(fewer) < len(complete), "the largest number is that of a leg"
+    return [leg for leg in complete if leg not in fewer], [*incomplete, *fewer]
+
+
 def check_bitmaps(
-    members: Sequence[Member], legs: Sequence[AssembledLeg], freshest: Superblock
-) -> tuple[ArrayLayout, BitmapSuperblock]:
+    members: Sequence[Member], legs: Sequence[AssembledLeg], freshest: Superblock, heals_bitmaps: bool
+) -> tuple[ArrayLayout, BitmapSuperblock, bool]:
     """Return the layout and slot 0's superblock of the first leg, after comparing the slots of all legs with it.
 
-    A leg that is still recovering is not among them: its bitmaps are written when it is in sync.
+    A leg that is still recovering is not among them: its bitmaps are written when it is in sync. With
+    ``heals_bitmaps`` slots may differ in what an update changes; the third value says that they do. Their number is
+    then the largest that any of them tells, which is safe wherever an update is cut off: slots are written before
+    they are told of, and nobody tells of slots any more before they go.
     """
-    reference: BitmapSuperblock | None = None
-    layout: ArrayLayout | None = None
+    found: list[tuple[AssembledLeg, int, BitmapSuperblock]] = []
     for leg, slot, bitmap in _slots(members, legs):
         if isinstance(bitmap, RaidfsError):
             continue  # blank
@@ -178,12 +191,18 @@ def check_bitmaps(
             raise BitmapOfOtherArray(
                 path=leg.path, slot=slot, found=bitmap.uuid_text, uuid=leg.superblock.set_uuid_text
             )
-        if reference is None or layout is None:
-            reference, layout = bitmap, checked_layout(freshest, bitmap, path=leg.path)
-        _check_slot(leg.path, slot, bitmap, reference, layout)
-    assert reference is not None, "the first leg has all slots"
-    assert layout is not None
-    return layout, reference
+        found.append((leg, slot, bitmap))
+    assert found, "the first leg has all slots"
+    first_leg, _, reference = found[0]
+    half_updated = False
+    if heals_bitmaps:
+        half_updated = len({tuple(getattr(bitmap, name) for name in _UPDATED_FIELDS) for *_, bitmap in found}) > 1
+        teller = max(found, key=lambda one: one[2].nodes)
+        first_leg, reference = teller[0], dataclasses.replace(reference, nodes=teller[2].nodes)
+    layout = checked_layout(freshest, reference, path=first_leg.path)
+    for leg, slot, bitmap in found:
+        _check_slot(leg.path, slot, bitmap, reference, layout, _UPDATED_FIELDS if half_updated else ())
+    return layout, reference, half_updated
 
 
 def _slots(
@@ -196,9 +215,14 @@ def _slots(
 
 
 def _check_slot(
-    path: str, slot: int, bitmap: BitmapSuperblock, reference: BitmapSuperblock, layout: ArrayLayout
+    path: str,
+    slot: int,
+    bitmap: BitmapSuperblock,
+    reference: BitmapSuperblock,
+    layout: ArrayLayout,
+    except_fields: Sequence[str],
 ) -> None:
-    for name in _SLOT_FIELDS:
+    for name in (name for name in _SLOT_FIELDS if name not in except_fields):
         value, wanted = getattr(bitmap, name), getattr(reference, name)
         if value != wanted:
             raise BitmapSlotsDiffer(

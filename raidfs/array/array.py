@@ -23,7 +23,7 @@ from raidfs.array.port import EnginePort
 from raidfs.array.read_errors import ReadErrors
 from raidfs.array.resync import Span
 from raidfs.array.spares import Standing, vacant_positions
-from raidfs.errors import BlockTooLarge, LegNotWritable, NoSuchLeg, TooManyLegs
+from raidfs.errors import BlockTooLarge, ImageError, LegNotWritable, NoSuchLeg, TooManyLegs
 from raidfs.format.bitmap import SUPER_BYTES as BITMAP_SUPER_BYTES
 from raidfs.format.bitmap import BitmapState, BitmapSuperblock
 from raidfs.format.superblock import MAX_SECTOR, ROLE_FAULTY, Superblock
@@ -107,8 +107,8 @@ class Array:
     async def complete_slots(self) -> None:
         """Copy all slots to legs in sync that lack some, before anything relies on them; needs the token.
 
-        Linux and ``mdadm --add`` leave them so (W13); a node that runs has completed them when it joined. Raises
-        LegNotWritable.
+        Linux and ``mdadm --add`` leave them so (W13); a node that runs has completed them when it joined. Then make all
+        slots say how many there are, where an update was cut off. Raises LegNotWritable.
         """
         legs = [leg for leg in self.legs if leg.index in self._lacking_slots]
         for slot in range(self.layout.nodes if legs else 0):
@@ -116,6 +116,26 @@ class Array:
         self._lacking_slots.clear()
         if legs:
             log.info("bitmap slots were lacking, and were written, on %s", ", ".join(leg.path for leg in legs))
+        if self.assembly.half_updated:
+            await self._finish_update()
+
+    async def _finish_update(self) -> None:
+        wanted = self.assembly.bitmap
+        for leg in self.legs:
+            for slot in range(self.layout.nodes if leg.state in (LegState.IN_SYNC, LegState.RECOVERING) else 0):
+                offset = self.layout.slot_offset_bytes(slot)
+                page = await self.port.leg_read(leg.index, offset, PAGE_BYTES)
+                own = _slot_superblock(page, leg.path, slot)
+                if own is None or (own.nodes, own.cluster_name) == (wanted.nodes, wanted.cluster_name):
+                    continue
+                own = dataclasses.replace(own, nodes=wanted.nodes, cluster_name=wanted.cluster_name)
+                [error] = await self.port.leg_writes([(leg.index, offset, own.encode() + page[BITMAP_SUPER_BYTES:])])
+                if error is not None:
+                    raise LegNotWritable(path=leg.path, reason=error.strerror)
+        log.warning(
+            "an update was cut off: the array has %d slots and is of cluster %s now; repeat `raidfs update` when it is "
+            "stopped if that is not what was wanted", wanted.nodes, wanted.cluster_name_text,
+        )  # fmt: skip
 
     def _first_with_slots(self) -> ArrayLeg:
         legs = [leg for leg in self.legs if leg.state == LegState.IN_SYNC and leg.index not in self._lacking_slots]
@@ -392,6 +412,13 @@ class Array:
         await self.port.flush()
         for _ in range(SWEEPS_OF_A_FLUSH):
             await self.port.sweep()
+
+
+def _slot_superblock(page: bytes, path: str, slot: int) -> BitmapSuperblock | None:
+    try:
+        return BitmapSuperblock.decode(page, path=path, slot=slot)
+    except ImageError:
+        return None  # of a leg that is being recovered, and gets all slots then
 
 
 def _served_bytes(assembly: Assembly, images: Iterable[LegImage], block_bytes: int) -> int:

@@ -18,6 +18,7 @@ from raidfs.array.agreement import (
     check_layouts,
     check_one_array,
     slots_of_other_size,
+    with_all_slots,
 )
 from raidfs.array.assembly import AssembledLeg, Assembly, LeftOutLeg, LeftOutReason, LegState
 from raidfs.array.head import Candidate
@@ -58,20 +59,22 @@ def assemble(
     cannot be a leg of any array (damaged, foreign, truncated, given twice)
     is refused even with ``run``: the user leaves it out knowingly. Images that the array itself gave up (faulty,
     out of date, removed) are left out with ``run``. A leg in sync that lacks slots is refused unless the caller
-    ``heals_bitmaps``: it promises to read them from ``Assembly.bitmap_path`` and to copy them to the others.
+    ``heals_bitmaps``: it promises to read them from ``Assembly.bitmap_path`` and to copy them to the others, and to
+    make slots alike that an update has left different (``Assembly.half_updated``).
     """
     members = _members(candidates)
     check_one_array(members)
     freshest = _freshest(members)
     used, left_out = _roles(members, freshest)
-    in_sync = [leg for leg in used if leg.state is LegState.IN_SYNC]
+    in_sync = sorted((leg for leg in used if leg.state is LegState.IN_SYNC), key=lambda leg: leg.role)
     check_diverged(members, freshest, left_out)
     if not in_sync:
         raise NoUsableLeg(uuid=freshest.superblock.set_uuid_text, reasons=_reasons(used, left_out))
     used_paths = {leg.path for leg in used}
     check_layouts([member for member in members if member.path in used_paths], freshest)
     complete, incomplete = bitmap_legs(members, in_sync, heals_bitmaps)
-    layout, bitmap = check_bitmaps(members, complete + incomplete, freshest.superblock)
+    layout, bitmap, half_updated = check_bitmaps(members, complete + incomplete, freshest.superblock, heals_bitmaps)
+    complete, incomplete = with_all_slots(members, complete, incomplete, layout.nodes)
     if cluster_name is not None and cluster_name != bitmap.cluster_name_text:
         raise OtherCluster(path=in_sync[0].path, found=bitmap.cluster_name_text, wanted=cluster_name)
     legs = tuple(sorted((leg for leg in used if leg.state is not LegState.SPARE), key=lambda leg: leg.role))
@@ -90,6 +93,7 @@ def assemble(
         left_out=tuple(left_out),
         missing_roles=missing,
         slots_of_other_size=slots_of_other_size(members, in_sync, layout),
+        half_updated=half_updated,
     )
 
 

@@ -85,7 +85,10 @@ def read_superblock_area(image: OpenImage) -> bytes:
 
 
 def read_slot_superblocks(image: OpenImage, superblock: Superblock) -> tuple[BitmapSuperblock | RaidfsError, ...]:
-    """Return each slot's superblock or what is wrong with it; slot 0 tells how many there are and where."""
+    """Return each slot's superblock or what is wrong with it; slot 0 tells where they are and how many.
+
+    Where ``raidfs update`` was cut off another slot may tell of more, and those are read too.
+    """
     try:
         check_bitmap_place(superblock, path=image.path)
         first = _read_slot(image, slot_0_offset_bytes(superblock), slot=0)
@@ -93,11 +96,15 @@ def read_slot_superblocks(image: OpenImage, superblock: Superblock) -> tuple[Bit
     except RaidfsError as e:
         return (e,)
     slots: list[BitmapSuperblock | RaidfsError] = [first]
-    for slot in range(1, layout.nodes):
+    while (slot := len(slots)) < layout.nodes:
         try:
-            slots.append(_read_slot(image, layout.slot_offset_bytes(slot), slot=slot))
+            found = _read_slot(image, layout.slot_offset_bytes(slot), slot=slot)
         except RaidfsError as e:
             slots.append(e)
+            continue
+        slots.append(found)
+        if found.uuid == superblock.set_uuid and layout.nodes < found.nodes <= layout.nodes_max:
+            layout = dataclasses.replace(layout, nodes=found.nodes)
     return tuple(slots)
 
 

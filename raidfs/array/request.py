@@ -50,8 +50,8 @@ def check_request(request: ArrayRequest) -> None:
     if request.size_bytes is not None and request.size_bytes < SIZE_ALIGN_SECTORS * SECTOR_BYTES:
         rule = f"an array has at least {SIZE_ALIGN_SECTORS * SECTOR_BYTES} bytes"
         raise BadGeometry(what="size", value=request.size_bytes, rule=rule)
-    _check_name("name", request.name, NAME_BYTES_MAX, forbidden="/:")
-    _check_name("cluster name", request.cluster_name, CLUSTER_NAME_BYTES_MAX, forbidden="")
+    check_name("name", request.name, NAME_BYTES_MAX, forbidden="/:")
+    check_name("cluster name", request.cluster_name, CLUSTER_NAME_BYTES_MAX, forbidden="")
     if request.name in (".", ".."):
         raise BadGeometry(what="name", value=repr(request.name), rule="the array is a file of that name")
 
@@ -61,7 +61,8 @@ def _check_count(what: str, count: int, least: int, most: int) -> None:
         raise BadGeometry(what=what, value=count, rule=f"from {least} to {most}")
 
 
-def _check_name(what: str, name: str, bytes_max: int, *, forbidden: str) -> None:
+def check_name(what: str, name: str, bytes_max: int, *, forbidden: str) -> None:
+    """Raise BadGeometry unless a name is printable, fits, and has none of the ``forbidden`` letters."""
     raw = name.encode("utf-8", "surrogateescape")
     is_text = name.isprintable() and not any(letter in name for letter in forbidden)
     if not is_text or not 1 <= len(raw) <= bytes_max:

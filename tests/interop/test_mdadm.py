@@ -19,6 +19,7 @@ from raidfs.array.create import CreatedArray, create_array
 from raidfs.array.examine import examine_image
 from raidfs.array.head import read_candidates
 from raidfs.array.request import ArrayRequest
+from raidfs.array.update import UpdateRequest, update_array
 from raidfs.cli.examine import text_lines
 from raidfs.errors import NoSuperblock, TooManyNodes
 from raidfs.format.bitmap import set_dirty
@@ -152,6 +153,31 @@ def test_mdadm_accepts_every_size_chunk_number_of_nodes_and_of_legs(tmp_path: Pa
             except TooManyNodes:
                 refused += 1
     assert refused == 0
+
+
+@pytest.mark.root
+@needs_loop
+@pytest.mark.parametrize("nodes", [2, 3, 16])
+def test_mdadm_agrees_with_another_number_of_nodes_and_another_cluster(tmp_path: Path, nodes: int) -> None:
+    created = make_array(tmp_path, size_bytes=256 * MIB, chunk_bytes=16 * KIB, nodes=4)
+    paths = [image.path for image in created.images]
+    for path in paths:
+        set_bits(created, path, [0, 10, 200, 3000])
+    before = slots_by_mdadm(paths[0])
+    update_array(UpdateRequest(tuple(paths), nodes=nodes, cluster_name="blue"), now_s=1)
+    for path in paths:
+        found = facts(mdadm("--examine", path))
+        assert found["Checksum"].endswith("- correct")
+        assert found["Cluster Name"] == "blue"
+        with loop_device(path) as device:
+            text = mdadm("-X", device)
+        assert re.findall(r"Cluster nodes : (\d+)", text) == [str(nodes)]
+        assert re.findall(r"Cluster name : (\w+)", text) == ["blue"]
+        after = slots_by_mdadm(path)
+        assert after == [(slot.bits, slot.dirty) for slot in examine_image(path).slots]
+        kept = min(nodes, 4)
+        assert after[:kept] == before[:kept]  # slot 0 has all bits, as a new array has
+        assert after[kept:] == [(created.layout.bits, 0)] * (nodes - kept)
 
 
 def test_our_text_is_that_of_mdadm_examine(tmp_path: Path) -> None:
