@@ -16,9 +16,10 @@ from raidfs.sim.crash.campaign import Recipe, parse_recipe, replay, run_campaign
 from raidfs.sim.crash.disk import PlainDisk
 from raidfs.sim.crash.layout import LAYOUT
 from raidfs.sim.crash.recording import Recording, record
-from raidfs.sim.crash.reopened import Reopener, reopen
-from raidfs.sim.crash.scenario import STEPS, parse_scenario, scenarios
+from raidfs.sim.crash.reopened import Reopener, reopen, values_of
+from raidfs.sim.crash.scenario import STEPS, Death, Scenario, parse_scenario, scenarios
 from raidfs.sim.crash.states import Cut, Cutter, LegImage, Model, Pieces
+from raidfs.sim.crash.survivor import broken_by_survivor, deaths
 from raidfs.sim.disks import DiskOp
 
 STATES = int(os.environ.get("RAIDFS_CRASH_STATES", "100000"))
@@ -30,6 +31,7 @@ def test_no_crash_breaks_a_promise() -> None:
     result = run_campaign(STATES)
     assert result.failures == []
     assert len(result.states) >= STATES
+    assert result.counts["deaths"] > STATES / 50
 
 
 def test_a_scenario_and_a_recipe_are_what_was_written() -> None:
@@ -44,6 +46,39 @@ def test_a_scenario_and_a_recipe_are_what_was_written() -> None:
             parse_recipe(wrong)
     with pytest.raises(BadArguments, match="is no state"):
         replay(parse_recipe("w0@1N:99.0"))
+
+
+def test_a_death_is_part_of_what_was_written() -> None:
+    scenario = parse_scenario("w0+b1/slow0!b57:8.0,12.1")
+    assert scenario.death == Death(1, 57, ((8, 0), (12, 1)))
+    assert parse_scenario(str(scenario)) == scenario
+    for wrong in ("w0/slow1!c5:", "w0!a:", "w0!a5:1"):
+        with pytest.raises(BadArguments):
+            parse_scenario(wrong)
+    with pytest.raises(BadArguments):
+        parse_recipe("w0/slow1!a9@3N:x")
+
+
+def test_a_node_dies_at_every_write_boundary_and_with_every_part_of_its_writes() -> None:
+    recording = record(parse_scenario("w0"))
+    found = list(deaths(recording))
+    assert len({death.step for death in found if death.machine == 0}) > 8
+    landed = {death.landed for death in found if death.machine == 0}
+    assert {len(choice) for choice in landed} == {0, 1, 2, 3, 4}, "two sectors on each of two legs"
+    assert {death.landed for death in found if death.machine == 1} == {()}
+
+
+def test_what_has_landed_of_a_dead_nodes_writes_is_there_and_the_survivor_goes_on() -> None:
+    recording = record(parse_scenario("w0"))
+    number = next(n for n, op in enumerate(recording.ops) if op.leg == 0 and op.offset >= LAYOUT.data_offset_bytes)
+    death = next(death for death in deaths(recording) if death.landed == ((number, 1),))
+    survived = record(Scenario(("w0",), (False,), death=death))
+    assert survived.problem is None
+    assert survived.settled
+    first, last = (values_of(data) for _, data in survived.looks)
+    assert first[:2] == (0, 1), "the second of two sectors is on the first leg"
+    assert first[:2] == last[:2] == values_of(survived.final[0][LAYOUT.data_offset_bytes :])[:2]
+    assert broken_by_survivor(survived) is None
 
 
 def test_every_step_is_in_some_scenario() -> None:

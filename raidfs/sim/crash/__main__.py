@@ -40,7 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{len(result.states)} distinct states of {counts['tried']} in {time.perf_counter() - started:.1f} s; "
         f"{counts['scenarios']} scenarios, {counts['leg writes']} writes and flushes of legs, {counts['cuts']} cuts"
     )
-    print(f"{counts['reopened']} arrays opened and healed, {len(result.failures)} failures")
+    print(
+        f"{counts['deaths']} deaths beside a survivor, {counts['reopened']} arrays opened and healed, "
+        f"{len(result.failures)} failures"
+    )
     for failure in result.failures:
         _print_failure(failure, args.plant)
     return EXIT_FAILED if result.failures else 0
@@ -81,7 +84,9 @@ def _parser() -> argparse.ArgumentParser:
 def _print_failure(failure: Failure, plant: str | None) -> None:
     print(f"\nFAILED {failure.scenario}: {failure.what}")
     if failure.recipe is None:
-        print("while it was recorded")
+        print(f"rule {failure.rule}, while it was recorded")
+        planted = f" --plant {plant}" if plant else ""
+        print(f"again: python -m raidfs.sim.crash{planted} --scenario '{failure.scenario}'")
         return
     print(f"rule {failure.rule}: {RULES[failure.rule]}")
     planted = f" --plant {plant}" if plant else ""

@@ -17,10 +17,14 @@ from raidfs.errors import BadArguments
 from raidfs.sim.crash.planted import PLANTED
 from raidfs.sim.crash.recording import Recording, quiet, record
 from raidfs.sim.crash.reopened import Outcome, Reopener, broken_promise, reopen
-from raidfs.sim.crash.scenario import Scenario, parse_scenario, scenarios
-from raidfs.sim.crash.states import Choice, Cutter, Model, Pieces, digest_of
+from raidfs.sim.crash.scenario import Choice, Scenario, choice_text, parse_choice, parse_scenario, scenarios
+from raidfs.sim.crash.states import Cut, Cutter, Model, Pieces, digest_of
+from raidfs.sim.crash.survivor import broken_by_survivor, deaths
 
 STEPS_MAX = 3
+ALL_DEATHS_STEPS = 1  # of scenarios that are shorter every death is tried, of others DEATHS that are drawn
+DEATHS = 2
+CUT_OF = 4  # in one of so many of what survivors do both die at some place, too
 CHUNK = 32  # scenarios that a process does before it tells
 _PROGRAM = "python -m raidfs.sim.crash"
 
@@ -38,8 +42,7 @@ class Recipe:
     choice: Choice
 
     def __str__(self) -> str:
-        there = ",".join(f"{number}.{piece}" for number, piece in self.choice)
-        return f"{self.scenario}@{self.at}{self.model.value}:{there}"
+        return f"{self.scenario}@{self.at}{self.model.value}:{choice_text(self.choice)}"
 
 
 def parse_recipe(text: str) -> Recipe:
@@ -47,9 +50,7 @@ def parse_recipe(text: str) -> Recipe:
     scenario, _, rest = text.partition("@")
     cut, _, there = rest.partition(":")
     try:
-        pieces = [word.split(".") for word in there.split(",") if word]
-        choice = tuple((int(number), int(piece)) for number, piece in pieces)
-        return Recipe(parse_scenario(scenario), int(cut[:-1]), Model(cut[-1:]), choice)
+        return Recipe(parse_scenario(scenario), int(cut[:-1]), Model(cut[-1:]), parse_choice(there))
     except ValueError:
         raise BadArguments(problem=f"{text!r} is no recipe", program=_PROGRAM) from None
 
@@ -152,31 +153,59 @@ def _run(chunk: Sequence[Scenario], *, plant: str | None) -> Result:
 
 
 def _enumerate(scenario: Scenario, result: Result, seen: set[int]) -> None:
-    recording = record(scenario)
-    result.counts["scenarios"] += 1
-    result.counts["leg writes"] += len(recording.ops)
-    if recording.problem is not None:
-        result.failures.append(Failure(scenario, None, "recording", recording.problem))
+    recording = _recorded(scenario, result)
+    if recording is None:
         return
+    result.counts["scenarios"] += 1
     broken: set[str] = set()
-    # What lies before the last step was seen with the shorter scenario.
+    # What lies before the last step, or the death, was seen with the shorter scenario.
     for cut in Cutter(recording).cuts(start=recording.last_step):
-        result.counts["cuts"] += 1
-        key = hash(cut.key(recording.ops))
-        if key in seen:
-            continue
-        seen.add(key)
-        demands = repr([sorted(values) for values in cut.wanted]).encode()
-        pieces = Pieces(cut, recording.ops)
-        for choice in cut.choices(recording.ops):
-            result.counts["tried"] += 1
-            legs = pieces.legs(choice)
-            state = digest_of(*[leg.digest for leg in legs], demands)
-            if state in result.states:
+        _try(cut, scenario, recording, result, seen, broken)
+    if scenario.death is not None:
+        return
+    rng = Random(str(scenario))
+    found = list(deaths(recording))
+    if len(scenario.steps) >= ALL_DEATHS_STEPS:
+        found = rng.sample(found, min(len(found), DEATHS))
+    for death in found:
+        deadly = dataclasses.replace(scenario, death=death)
+        survived = _recorded(deadly, result)
+        if survived is not None:
+            result.counts["deaths"] += 1
+            if rng.randrange(CUT_OF):
                 continue
-            result.states.add(state)
-            found = broken_promise(_reopener.outcome(legs), cut.wanted)
-            if found is not None and found[0] not in broken:
-                broken.add(found[0])
-                recipe = Recipe(scenario, cut.at, cut.model, choice)
-                result.failures.append(Failure(scenario, recipe, *found))
+            at = rng.randint(survived.last_step, len(survived.entries))
+            for cut in Cutter(survived).cuts(only=at):
+                _try(cut, deadly, survived, result, seen, broken)
+
+
+def _recorded(scenario: Scenario, result: Result) -> Recording | None:
+    recording = record(scenario)
+    result.counts["leg writes"] += len(recording.ops)
+    broken = ("recording", recording.problem) if recording.problem is not None else broken_by_survivor(recording)
+    if broken is not None:
+        result.failures.append(Failure(scenario, None, *broken))
+        return None
+    return recording
+
+
+def _try(cut: Cut, scenario: Scenario, recording: Recording, result: Result, seen: set[int], broken: set[str]) -> None:
+    result.counts["cuts"] += 1
+    key = hash(cut.key(recording.ops))
+    if key in seen:
+        return
+    seen.add(key)
+    demands = repr([sorted(values) for values in cut.wanted]).encode()
+    pieces = Pieces(cut, recording.ops)
+    for choice in cut.choices(recording.ops):
+        result.counts["tried"] += 1
+        legs = pieces.legs(choice)
+        state = digest_of(*[leg.digest for leg in legs], demands)
+        if state in result.states:
+            continue
+        result.states.add(state)
+        found = broken_promise(_reopener.outcome(legs), cut.wanted)
+        if found is not None and found[0] not in broken:
+            broken.add(found[0])
+            recipe = Recipe(scenario, cut.at, cut.model, choice)
+            result.failures.append(Failure(scenario, recipe, *found))

@@ -33,12 +33,13 @@ from raidfs.node_options import NodeOptions
 from raidfs.sim.checkers import sector_bytes
 from raidfs.sim.crash.disk import PlainDisk
 from raidfs.sim.crash.layout import LAYOUT, LEGS
-from raidfs.sim.crash.scenario import NODE_B, WRITES, Scenario
+from raidfs.sim.crash.scenario import NODE_B, WRITES, Death, Scenario
 from raidfs.sim.disks import DiskOp, SimDisk
 from raidfs.sim.host import SimHost, SimStorage
 from raidfs.sim.layout import CREATED_S, format_disks
 from raidfs.sim.locks import SimulatedLocks
 from raidfs.sim.runtime import SimRuntime
+from raidfs.sim.scopes import SimCancelScope
 from raidfs.sim.stepper import Group, Runnable, Stepper, Task, waits_text
 from raidfs.sim.strikes import Decide
 from raidfs.units import SECTOR_BYTES
@@ -88,6 +89,22 @@ class LegOp:
     offset: int
     data: bytes | None
     durable: bool
+    machine: int
+
+
+def pieces_of(op: LegOp) -> int:
+    """Return of how many pieces a write is, each of which is there or not, see `raidfs.sim.crash.states`."""
+    assert op.data is not None
+    sectors = len(op.data) // SECTOR_BYTES
+    return sectors if op.offset >= LAYOUT.data_offset_bytes else min(sectors, 2)
+
+
+def piece_of(op: LegOp, piece: int) -> tuple[int, bytes]:
+    """Return where a piece of a write begins on the leg, and its bytes."""
+    assert op.data is not None
+    start = piece * SECTOR_BYTES
+    end = len(op.data) if piece == pieces_of(op) - 1 else start + SECTOR_BYTES
+    return op.offset + start, op.data[start:end]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,13 +127,23 @@ class UserFlush:
 
 @dataclasses.dataclass
 class Recording:
-    """What happened; ``last_step`` is where in ``entries`` the last step began, ``final`` the legs at the end."""
+    """What happened; ``last_step`` is where in ``entries`` the last step or the death began, ``final`` the legs at the
+    end.
+
+    ``steps`` are the steps of the simulation in which the entries came, ``lives`` from which step to which one a
+    machine ran. ``looks`` are what a survivor has read of the whole array, and behind how many entries; it ``settled``
+    when it has healed the array and left it.
+    """
 
     initial: list[bytes]
     ops: list[LegOp] = dataclasses.field(default_factory=list)
     requests: list[UserWrite | UserFlush] = dataclasses.field(default_factory=list)
     entries: list[tuple[EntryKind, int]] = dataclasses.field(default_factory=list)
+    steps: list[int] = dataclasses.field(default_factory=list)
+    lives: list[tuple[int, int, int]] = dataclasses.field(default_factory=list)
+    looks: list[tuple[int, bytes]] = dataclasses.field(default_factory=list)
     last_step: int = 0
+    settled: bool = False
     final: tuple[bytes, ...] = ()
     problem: str | None = None
 
@@ -138,6 +165,7 @@ class _Machine:
         self.node: Node | None = None
         self.stopping = False
         self.ended = True
+        self.born = 0
 
 
 class _Recorder:
@@ -160,6 +188,7 @@ class _Recorder:
         self._numbers: dict[DiskOp, int] = {}
         self._recording = Recording([bytes(disk.content) for disk in self._disks])
         self._struck = 0
+        self._syncing: tuple[_Machine, SimCancelScope] | None = None
         # One leg that fails what it is asked, the other failed by a user: then errors are what users get.
         self._is_hopeless = {"break", "bfail"} <= {*scenario.steps}
         for disk in self._disks:
@@ -169,25 +198,40 @@ class _Recorder:
         """Do it."""
         self._stepper.spawn(self._world, self._locks.run(), name="locks")
         driver = self._stepper.spawn(self._world, self._drive(), name="driver")
+        death = self._scenario.death
         try:
+            if death is not None:
+                self._stepper.run(until=lambda: self._stepper.steps >= death.step or driver not in self._world.tasks)
+                self._dies(death)
             self._stepper.run(until=lambda: driver not in self._world.tasks)
         except RaidfsError as e:
             self._problem(str(e))
+        for machine in self._machines:
+            if machine.host is not None:
+                self._over(machine)
         self._stepper.dispose()
         self._recording.final = tuple(bytes(disk.content) for disk in self._disks)
         return self._recording
 
     def submitted(self, leg: int, op: DiskOp) -> None:
         """See `raidfs.sim.crash.disk.Recorder`."""
-        recording = self._recording
-        self._numbers[op] = len(recording.ops)
-        recording.entries.append((EntryKind.SUBMITTED, len(recording.ops)))
-        recording.ops.append(LegOp(leg, op.offset, op.data, op.kind == OpKind.WRITE_DURABLE))
+        self._numbers[op] = self._submitted(
+            LegOp(leg, op.offset, op.data, op.kind == OpKind.WRITE_DURABLE, "ab".index(op.owner.name[0]))
+        )
+
+    def _submitted(self, op: LegOp) -> int:
+        ops = self._recording.ops
+        ops.append(op)
+        self._enter(EntryKind.SUBMITTED, len(ops) - 1)
+        return len(ops) - 1
+
+    def _enter(self, kind: EntryKind, number: int) -> None:
+        self._recording.entries.append((kind, number))
+        self._recording.steps.append(self._stepper.steps)
 
     def completed(self, leg: int, op: DiskOp, *, done: bool) -> None:
         """See `raidfs.sim.crash.disk.Recorder`."""
-        kind = EntryKind.DONE if done else EntryKind.FAILED
-        self._recording.entries.append((kind, self._numbers.pop(op)))
+        self._enter(EntryKind.DONE if done else EntryKind.FAILED, self._numbers.pop(op))
 
     def _problem(self, text: str) -> None:
         if self._recording.problem is None:
@@ -208,6 +252,8 @@ class _Recorder:
         if self._scenario.steps[-1:] in (("readd",), ("breadd",), ("repair",)):
             await self._sync()
         await self._runtime.sleep(2 * SLOW_S, what="what the last step has left in flight")
+        if self._scenario.death is not None:
+            await self._outlive(self._machines[1 - self._scenario.death.machine])
 
     async def _all_done(self) -> None:
         await self._changed.wait_event(lambda: not self._working, what="the steps before")
@@ -246,6 +292,7 @@ class _Recorder:
         group = self._stepper.group(f"{machine.name}{machine.lives}")
         machine.lives += 1
         machine.stopping = machine.ended = False
+        machine.born = self._stepper.steps
         machine.host = CrashHost(group.name, self._stepper, group, self._storage, self._locks, decide=self._decide)
         self._stepper.spawn(
             group, self._live(machine, machine.host), name="node", on_end=lambda task, e: self._ended(machine, e)
@@ -269,7 +316,11 @@ class _Recorder:
         is_refused = machine.node is None and (self._disks[0].broken or self._struck)
         if e is not None and not (is_refused or self._is_hopeless):
             self._problem(f"node {machine.name}: {words(e)}")
-        machine.node = None
+        self._over(machine)
+
+    def _over(self, machine: _Machine) -> None:
+        self._recording.lives.append((self._machines.index(machine), machine.born, self._stepper.steps))
+        machine.node = machine.host = None
         machine.ended = True
         self._changed.wake_up()
 
@@ -287,18 +338,62 @@ class _Recorder:
         self._working[task] = group
 
     async def _die(self, machine: _Machine) -> None:
+        if machine.node is not None:
+            self._kill(machine)
+            await self._runtime.sleep(SETTLE_S, what="the death to be known")
+
+    def _kill(self, machine: _Machine) -> None:
         host = machine.host
-        if host is None or machine.node is None:
-            return
+        assert host is not None
         self._stepper.crash(host.group)
         host.sever()
         host.fence()
         for task, group in list(self._working.items()):
             if group is host.group:
                 del self._working[task]
-        machine.node = None
-        machine.host = None
+        self._over(machine)
+        if self._syncing is not None and self._syncing[0] is machine:
+            self._syncing[1].cancel()
+
+    def _dies(self, death: Death) -> None:
+        """Let a node die in the middle of what it does, and some of its writes take place at that moment."""
+        self._recording.last_step = len(self._recording.entries)
+        machine = self._machines[death.machine]
+        if machine.host is None:
+            self._problem(f"node {machine.name} does not run at step {death.step}")
+            return
+        self._kill(machine)
+        for op, number in list(self._numbers.items()):
+            if op.owner.dead:
+                del self._numbers[op]
+                self._enter(EntryKind.FAILED, number)
+        for number, piece in death.landed:
+            op_of = self._recording.ops[number]
+            start, data = piece_of(op_of, piece)
+            self._disks[op_of.leg].content[start : start + len(data)] = data
+            landed = self._submitted(dataclasses.replace(op_of, offset=start, data=data))
+            self._enter(EntryKind.DONE, landed)
+
+    async def _outlive(self, survivor: _Machine) -> None:
+        """Let the survivor read, write, heal the array, read again and leave."""
+        if survivor.node is None:
+            await self._start(survivor)
+        node = survivor.node
+        if node is None:
+            return  # it may not join when a leg is broken
+        await self._look(node)
+        for step in ("w0", "w1") if survivor is self._machines[0] else ("b0", "b1"):
+            await self._write(survivor, step)
         await self._runtime.sleep(SETTLE_S, what="the death to be known")
+        await self._sync()
+        await self._look(node)
+        await self._runtime.sleep(AGE_S, what="bits to age")
+        await self._flush(survivor, leaving=True)
+        self._recording.settled = True
+
+    async def _look(self, node: Node) -> None:
+        at = len(self._recording.entries)
+        self._recording.looks.append((at, await node.volume.read(0, LAYOUT.size_bytes)))
 
     def _decide(self, disk: SimDisk, op: DiskOp) -> Strike | None:
         strike = None if self._decide_strike is None else self._decide_strike(disk, op)
@@ -313,11 +408,11 @@ class _Recorder:
     def _begun(self, request: UserWrite | UserFlush) -> int:
         number = len(self._recording.requests)
         self._recording.requests.append(request)
-        self._recording.entries.append((EntryKind.BEGUN, number))
+        self._enter(EntryKind.BEGUN, number)
         return number
 
     def _acknowledged(self, number: int) -> None:
-        self._recording.entries.append((EntryKind.ACKNOWLEDGED, number))
+        self._enter(EntryKind.ACKNOWLEDGED, number)
 
     async def _write(self, machine: _Machine, step: str) -> None:
         write = WRITES[step]
@@ -381,13 +476,20 @@ class _Recorder:
             return
 
     async def _sync(self) -> None:
-        # Whichever node runs: it knows of the other one's.
-        node = next((machine.node for machine in self._machines if machine.node is not None), None)
-        if node is None:
-            return
-        with self._runtime.cancel_scope(deadline=self._runtime.now() + SYNCS_S_MAX) as scope:
-            await node.wait_for_syncs()
-        if scope.cancelled_caught and not self._is_hopeless:
+        # Whichever node runs: it knows of the other one's. When it dies, the other one is asked.
+        until = self._runtime.now() + SYNCS_S_MAX
+        while machine := next((machine for machine in self._machines if machine.node is not None), None):
+            node = machine.node
+            assert node is not None
+            with self._runtime.cancel_scope(deadline=until) as scope:
+                self._syncing = (machine, scope)
+                await node.wait_for_syncs()
+            self._syncing = None
+            if not scope.cancelled_caught:
+                return
+            if machine.node is node:
+                break
+        if machine is not None and not self._is_hopeless:
             self._problem(f"syncs do not end; who waits for what:\n{waits_text(self._stepper.all_waits())}")
 
     def _failed(self, what: str, machine: _Machine, e: OSError) -> None:

@@ -195,7 +195,7 @@ def heal(images: Sequence[bytes]) -> Healed:
     stepper.dispose()
     if errors:
         return Healed(("opens", errors[0]))
-    return _left(values_of(read[0]), [bytes(disk.content) for disk in disks])
+    return left_of(values_of(read[0]), [bytes(disk.content) for disk in disks])
 
 
 async def _take_back(node: Node, path: str) -> None:
@@ -206,7 +206,8 @@ async def _take_back(node: Node, path: str) -> None:
         await node.add(path, spare=False, force=True)
 
 
-def _left(values: tuple[int, ...], images: Sequence[bytes]) -> Healed:
+def left_of(values: tuple[int, ...], images: Sequence[bytes]) -> Healed:
+    """Return what legs hold that nobody uses any more; ``values`` are what was read of the array."""
     try:
         superblocks = [_superblock(leg, image) for leg, image in enumerate(images)]
     except RaidfsError as e:

@@ -1,7 +1,8 @@
 """What is enumerated: sequences of up to three steps of two nodes, written as words.
 
 ``w0,flush+b1/slow1``: node a writes into chunk 0; when that has returned it flushes, and at the same time node b writes
-into chunk 1; leg 1 answers later than leg 0. ``,`` waits for what came before, ``+`` does not.
+into chunk 1; leg 1 answers later than leg 0. ``,`` waits for what came before, ``+`` does not. With ``!a57:8.0,12.1``
+at its end node a dies right after step 57 of the simulation, and of what it had in flight these pieces have landed.
 """
 
 from __future__ import annotations
@@ -55,6 +56,24 @@ NODE_B = frozenset({"b0", "b1", "bflush", "bfail", "breadd", "bstop", "bdie"})
 _ALONE = {"age", "die", "bdie", "break", "sync"}  # what takes no time, or only time, goes on beside nothing
 SLOW = (0, 1)
 
+Piece = tuple[int, int]
+"""Number of a leg operation, and of a piece of it."""
+
+Choice = tuple[Piece, ...]
+"""The pieces of writes in flight that are there, in the order of submission."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Death:
+    """A node dies beside the other one, who goes on: after which step, and what of its writes in flight has landed."""
+
+    machine: int
+    step: int
+    landed: Choice
+
+    def __str__(self) -> str:
+        return f"{'ab'[self.machine]}{self.step}:{choice_text(self.landed)}"
+
 
 @dataclasses.dataclass(frozen=True)
 class Scenario:
@@ -63,17 +82,30 @@ class Scenario:
     steps: tuple[str, ...]
     together: tuple[bool, ...]
     slow: int = 1
+    death: Death | None = None
 
     def __str__(self) -> str:
         words = "".join(
             ("" if number == 0 else "+" if together else ",") + step
             for number, (step, together) in enumerate(zip(self.steps, self.together, strict=True))
         )
-        return f"{words}/slow{self.slow}"
+        return f"{words}/slow{self.slow}" + (f"!{self.death}" if self.death is not None else "")
+
+
+def choice_text(choice: Choice) -> str:
+    """Return a choice as it is written."""
+    return ",".join(f"{number}.{piece}" for number, piece in choice)
+
+
+def parse_choice(text: str) -> Choice:
+    """Return the choice that `choice_text` wrote; raises ValueError."""
+    pieces = [word.split(".") for word in text.split(",") if word]
+    return tuple((int(number), int(piece)) for number, piece in pieces)
 
 
 def parse_scenario(text: str) -> Scenario:
     """Return the scenario that `Scenario.__str__` wrote; raises BadArguments."""
+    text, _, end = text.partition("!")
     words, _, order = text.partition("/")
     steps: list[str] = []
     together: list[bool] = []
@@ -86,7 +118,17 @@ def parse_scenario(text: str) -> Scenario:
     slow = {"": 1, "slow0": 0, "slow1": 1}
     if order not in slow:
         raise BadArguments(problem=f"{order!r} is no order", program="python -m raidfs.sim.crash")
-    return Scenario(tuple(steps), tuple(together), slow[order])
+    return Scenario(tuple(steps), tuple(together), slow[order], _parse_death(end))
+
+
+def _parse_death(text: str) -> Death | None:
+    if not text:
+        return None
+    who, _, landed = text.partition(":")
+    try:
+        return Death("ab".index(who[:1] or "?"), int(who[1:]), parse_choice(landed))
+    except ValueError:
+        raise BadArguments(problem=f"{text!r} is no death", program="python -m raidfs.sim.crash") from None
 
 
 def scenarios(length: int) -> Iterator[Scenario]:

@@ -22,8 +22,16 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 from raidfs.sim.crash.layout import LAYOUT, LEGS, SECTORS
-from raidfs.sim.crash.recording import EntryKind, LegOp, Recording, UserFlush, UserWrite
-from raidfs.units import SECTOR_BYTES
+from raidfs.sim.crash.recording import (
+    EntryKind,
+    LegOp,
+    Recording,
+    UserFlush,
+    UserWrite,
+    piece_of,
+    pieces_of,
+)
+from raidfs.sim.crash.scenario import Choice, Piece
 
 ALL_MAX = 8
 DIGEST_BYTES = 8
@@ -35,12 +43,6 @@ class Model(enum.Enum):
     NODES = "N"
     STORAGE = "S"
 
-
-Piece = tuple[int, int]
-"""Number of an operation, and of a piece of it."""
-
-Choice = tuple[Piece, ...]
-"""The pieces of the loose writes that are there, in the order of submission."""
 
 Wanted = tuple[frozenset[int], ...]
 """For each sector the values that it may have."""
@@ -103,7 +105,7 @@ class Cut:
     def choices(self, ops: Sequence[LegOp]) -> Iterator[Choice]:
         """Return what may be there."""
         writes = sorted(number for leg in self.loose for number in leg)
-        pieces = [(number, piece) for number in writes for piece in range(_pieces(ops[number]))]
+        pieces = [(number, piece) for number in writes for piece in range(pieces_of(ops[number]))]
         if len(pieces) <= ALL_MAX:
             for count in range(len(pieces) + 1):
                 yield from itertools.combinations(pieces, count)
@@ -123,23 +125,9 @@ class Cut:
             leg = legs[op.leg]
             if not isinstance(leg, bytearray):
                 legs[op.leg] = leg = bytearray(leg)
-            start, data = _piece(op, piece)
+            start, data = piece_of(op, piece)
             leg[start : start + len(data)] = data
         return tuple(map(bytes, legs))
-
-
-def _pieces(op: LegOp) -> int:
-    assert op.data is not None
-    sectors = len(op.data) // SECTOR_BYTES
-    return sectors if op.offset >= LAYOUT.data_offset_bytes else min(sectors, 2)
-
-
-def _piece(op: LegOp, piece: int) -> tuple[int, bytes]:
-    """Return where a piece of a write begins on the leg, and its bytes."""
-    assert op.data is not None
-    start = piece * SECTOR_BYTES
-    end = len(op.data) if piece == _pieces(op) - 1 else start + SECTOR_BYTES
-    return op.offset + start, op.data[start:end]
 
 
 def _some_subsets(loose: tuple[int, ...]) -> list[tuple[int, ...]]:
@@ -181,6 +169,16 @@ class Cutter:
                 yield self._cut(at, Model.STORAGE)
             if at < len(entries):
                 self._take(*entries[at])
+
+    def wanted(self, places: Sequence[int]) -> Iterator[Wanted]:
+        """Yield what nodes that live may read behind so many entries each, in order, when no request is under way."""
+        entries = self._recording.entries
+        done = 0
+        for at in places:
+            for entry in entries[done:at]:
+                self._take(*entry)
+            done = at
+            yield self._wanted(self._acknowledged)
 
     def _cut(self, at: int, model: Model) -> Cut:
         ops = self._recording.ops
