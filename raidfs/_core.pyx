@@ -461,7 +461,7 @@ cdef class Engine:
         with nogil:
             pthread_mutex_lock(&e.mutex)
             for chunk in range(e.chunks):
-                if bit_test(e.image, chunk):
+                if e.counters[chunk]:            # its bit is set, or will be when a resize is over
                     bitmap_set_memory_bits(e, chunk, True)
                     found += 1
             pthread_mutex_unlock(&e.mutex)
@@ -818,7 +818,7 @@ cdef uint64_t dirty_count(EngineState *e) noexcept nogil:
     cdef uint64_t count = 0
     cdef uint64_t chunk
     for chunk in range(e.chunks):
-        count += bit_test(e.image, chunk)
+        count += e.counters[chunk] != 0
     return count
 
 

@@ -170,6 +170,8 @@ cdef void resize_end(EngineState *e, int64_t result) noexcept nogil:
             reply(e, r, -e.fenced)
         else:
             resize_start(e, r)
+    if e.resize != NULL:
+        resize_advance(e)
 
 
 # ---- the slot ----------------------------------------------------------------------------------------------------

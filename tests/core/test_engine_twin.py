@@ -10,20 +10,31 @@ from hypothesis import strategies as st
 from support.engine_twin import BITS_START, NEEDED, PAGE, RESYNC, SECTOR, TwinBlock, TwinEngine, TwinOp
 
 from raidfs._core import Engine, EventKind, LegState, OpKind, SyncAction
+from raidfs.format.bitmap import BitmapSuperblock
 from raidfs.sim.legs import PendingOp, SimulatedLegs
 
 DATA_OFFSET = 64 * 1024
 SLOT_OFFSET = 8192
 REGION = 1024 * 1024  # of the engine's range buckets
 SIZE = REGION + 20 * 1024  # of the array; requests meet at its start and where two regions do
+PAGES = 2
+SIZES = (REGION // 2, SIZE - 3 * 512, SIZE, SIZE + 512, SIZE + 70 * 1024)  # after a resize
 ODD = REGION + 8192  # legs may differ here without a bit, which only a repair finds
+
+
+def header(size: int, chunk: int) -> bytes:
+    return BitmapSuperblock(
+        uuid=bytes(16), events=1, events_cleared=0, sync_size_sectors=size // SECTOR, chunk_bytes=chunk, nodes=2,
+        cluster_name=b"c",
+    ).encode()  # fmt: skip
 
 
 class Pair:
     """Engine and twin with the same inputs; every step compares all that can be seen of them."""
 
     def __init__(self, legs: int, block: int, chunk: int, dirty: list[int]) -> None:
-        bitmap = bytearray(PAGE)
+        bitmap = bytearray(PAGE * PAGES)
+        bitmap[:BITS_START] = header(SIZE, chunk)
         for bit in dirty:
             if bit < -(-SIZE // chunk):
                 bitmap[BITS_START + bit // 8] |= 1 << bit % 8
@@ -37,8 +48,8 @@ class Pair:
             legs=legs, block=block, size=SIZE, data_offset=DATA_OFFSET, slot_offset=SLOT_OFFSET, chunk=chunk,
             bitmap=bytes(bitmap),
         )  # fmt: skip
-        image = bytearray(DATA_OFFSET + SIZE)
-        image[SLOT_OFFSET : SLOT_OFFSET + PAGE] = bitmap
+        image = bytearray(DATA_OFFSET + max(SIZES) + PAGE)
+        image[SLOT_OFFSET : SLOT_OFFSET + len(bitmap)] = bitmap
         self.legs = SimulatedLegs(self.engine, [bytearray(image) for _ in range(legs)])
         for leg, own in enumerate(self.legs.images):
             own[DATA_OFFSET + ODD] = leg
@@ -48,7 +59,7 @@ class Pair:
         self.dirty = dirty
         self.matched: dict[int, TwinOp] = {}
         self.answered: set[int] = set()
-        self.chunk = chunk
+        self.sizes = {SIZE}  # that it had or may have had
         self.away_in_sync: set[int] = set()  # legs that were in sync when they failed: bits tell what they lack
         self.set_limits(1, 3)
         self.check()
@@ -114,7 +125,7 @@ class Pair:
         if guided:
             self.twin.need_dirty()
             self.engine.need_dirty()
-        self.twin.join(leg, SIZE if guided else 0)
+        self.twin.join(leg, self.twin.size if guided else 0)
         self.publish()
         self.away_in_sync.discard(leg)
         self.check()
@@ -143,13 +154,15 @@ class Pair:
 
     def heal(self) -> None:
         """Heal everything, and have the recovering legs in sync."""
-        self.mark("start", 0, SIZE)
-        self.sync(SyncAction.HEAL, 0, SIZE, 0)
+        size = self.twin.size
+        self.capacity(size)
+        self.mark("start", 0, size)
+        self.sync(SyncAction.HEAL, 0, size, 0)
         self.quiet(True)
         assert not self.twin.failed_events
         for bit in self.dirty:  # a chunk that is ended in part is not ended
-            self.mark("end", 0, min(bit * self.chunk + 512, SIZE))
-        self.mark("end", 0, SIZE)
+            self.mark("end", 0, min(bit * self.twin.chunk + 512, size))
+        self.mark("end", 0, size)
         assert not any(self.engine.counters()[chunk] & (NEEDED | RESYNC) for chunk in range(self.twin.chunks))
         for leg, state in enumerate(self.twin.states):
             if state == LegState.RECOVERING:
@@ -157,6 +170,31 @@ class Pair:
         self.publish()
         self.quiet(True)
         assert self.engine.next_to_sync(0) is None
+
+    def resize(self, size: int, chunk: int, needed: bool) -> None:
+        """Ask for another size; only space that no leg has ever had is taken as it is, if at all."""
+        chunk = max(chunk, self.twin.block)
+        if self.twin.capacity > size:
+            self.capacity(size)
+        needed_from = min(self.sizes) if needed or size <= max(self.sizes) else None
+        self.sizes.add(size)
+        tag = self.engine.submit_resize(size, chunk, header(size, chunk), needed_from=needed_from)
+        self.twin.submit_resize(tag, size, chunk, header(size, chunk), needed_from)
+        self.check()
+
+    def capacity(self, capacity: int) -> None:
+        """Set it as near to what is asked for as can be."""
+        capacity = min(capacity, self.twin.size)
+        if self.twin.resize is not None:
+            capacity = min(capacity, self.twin.resize.size, self.twin.resize.old_size)
+        self.twin.set_capacity(capacity)
+        self.engine.set_capacity(capacity)
+        self.check()
+
+    def doubt(self, bits: int) -> None:
+        slot = bytes(BITS_START) + bits.to_bytes(PAGE * PAGES - BITS_START, "little")
+        self.twin.doubt = {chunk for chunk in range(min(32, self.twin.chunks)) if bits >> chunk & 1}
+        self.engine.read_first_where(slot)
 
     def suspend(self, start: int, end: int) -> None:
         self.twin.suspend(start, end)
@@ -175,10 +213,9 @@ class Pair:
         for kind, leg, *_ in self.engine.events():
             assert kind != EventKind.LEG_FAILED or leg in self.twin.failed_events
         assert self.engine.counters() == [self.twin.counter(c) for c in range(self.twin.chunks)]
-        assert self.engine.bitmap_image() == self.twin.page_bytes(0)
-        durable = self.engine.bitmap_durable()
-        bits = {c for c in range(self.twin.chunks) if durable[BITS_START + c // 8] >> c % 8 & 1}
-        assert bits == self.twin.durable
+        assert self.engine.bitmap_image() == b"".join(self.twin.page_bytes(page) for page in range(PAGES))
+        durable = int.from_bytes(self.engine.bitmap_durable()[BITS_START:], "little")
+        assert durable == sum(1 << chunk for chunk in self.twin.durable)
         sectors, ranges, _ = self.engine.mismatches()
         assert sectors == self.twin.mismatch_sectors
         found = {s for start, length in ranges for s in range(start // SECTOR, (start + length) // SECTOR)}
@@ -206,16 +243,19 @@ class Pair:
         candidates = self.twin.in_sync - twin_op.tried
         assert op.leg in candidates
         start, end = self.twin.suspended
-        first, last = twin_op.offset // self.chunk, (twin_op.offset + twin_op.length - 1) // self.chunk
+        size = self.twin.chunk
+        first, last = twin_op.offset // size, (twin_op.offset + twin_op.length - 1) // size
         chunks = range(first, min(last, self.twin.chunks - 1) + 1)
-        needed = any(self.twin.counter(chunk) & (NEEDED | RESYNC) for chunk in chunks)
+        needed = any(self.twin.counter(chunk) & (NEEDED | RESYNC) or chunk in self.twin.doubt for chunk in chunks)
         if needed or (twin_op.offset < end and twin_op.offset + twin_op.length > start):
             assert op.leg == min(candidates)
 
     def check_bits_are_on_all_good_legs(self, op: PendingOp) -> None:
-        first = (op.offset - DATA_OFFSET) // self.chunk
-        last = min((op.offset + op.length - DATA_OFFSET - 1) // self.chunk, self.twin.chunks - 1)
+        first = (op.offset - DATA_OFFSET) // self.twin.chunk
+        last = min((op.offset + op.length - DATA_OFFSET - 1) // self.twin.chunk, self.twin.chunks - 1)
         for leg in self.twin.writable:
+            on_disk = BitmapSuperblock.decode(bytes(self.legs.images[leg][SLOT_OFFSET : SLOT_OFFSET + BITS_START]))
+            assert on_disk.chunk_bytes == self.twin.chunk
             for chunk in range(first, last + 1):
                 assert self.legs.images[leg][SLOT_OFFSET + BITS_START + chunk // 8] >> chunk % 8 & 1
 
@@ -260,6 +300,9 @@ actions = st.one_of(
     st.tuples(st.just("mark"), st.sampled_from(["start", "abort"]), places, places),
     st.tuples(st.just("limits"), st.sampled_from([1, 2, 8, 256]), st.integers(1, 4)),
     st.tuples(st.just("abort")),
+    st.tuples(st.just("resize"), st.sampled_from(SIZES), st.sampled_from([512, 4096, 8192, 65536]), st.booleans()),
+    st.tuples(st.just("capacity"), st.one_of(places, st.just(max(SIZES)))),
+    st.tuples(st.just("doubt"), st.integers(0, 2**32 - 1)),
 )  # fmt: skip
 
 
@@ -292,6 +335,12 @@ def run(pair: Pair, steps: list[tuple[object, ...]]) -> None:
                 pair.check()
             case ("abort",):
                 pair.abort()
+            case ("resize", int(size), int(chunk), bool(needed)):
+                pair.resize(size, chunk, needed)
+            case ("capacity", int(capacity)):
+                pair.capacity(capacity)
+            case ("doubt", int(bits)):
+                pair.doubt(bits)
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -322,18 +371,19 @@ def test_engine_and_twin_ask_and_answer_the_same(
     pair.quiet(recorded)
     assert not pair.engine.statistics()["waiting"]
     good = sorted(pair.twin.in_sync)
+    chunk, size = pair.twin.chunk, pair.twin.size
     clean = [c for c in range(pair.twin.chunks) if not pair.twin.counter(c) and c != ODD // chunk]
     for chunk_number in clean:
         part = slice(
-            DATA_OFFSET + chunk_number * chunk, min(DATA_OFFSET + (chunk_number + 1) * chunk, DATA_OFFSET + SIZE)
+            DATA_OFFSET + chunk_number * chunk, min(DATA_OFFSET + (chunk_number + 1) * chunk, DATA_OFFSET + size)
         )
         assert len({bytes(pair.legs.images[leg][part]) for leg in good}) == 1
     for _ in range(legs):
         pair.join(0, guided)
     pair.heal()
-    pair.sync(SyncAction.REPAIR, 0, SIZE, 0)
+    pair.sync(SyncAction.REPAIR, 0, size, 0)
     pair.quiet(True)
-    assert len({bytes(pair.legs.images[leg][DATA_OFFSET:]) for leg in pair.twin.in_sync}) == 1
+    assert len({bytes(pair.legs.images[leg][DATA_OFFSET : DATA_OFFSET + size]) for leg in pair.twin.in_sync}) == 1
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -354,15 +404,19 @@ def test_without_errors_the_array_holds_what_was_written_in_order_and_three_swee
                 del model[SIZE:]
             case ("end", int(which), str()):
                 step = ("end", which, "done")
+            case ("resize", int(), int(chunk), bool(needed)):
+                step = ("resize", SIZE, chunk, needed)
+            case ("capacity", int()):
+                continue
         run_one(pair, step, number)
     pair.quiet(True)
-    assert pair.legs.images[0][DATA_OFFSET:] == model
-    assert pair.legs.images[1][DATA_OFFSET:] == model
+    assert pair.legs.images[0][DATA_OFFSET : DATA_OFFSET + SIZE] == model
+    assert pair.legs.images[1][DATA_OFFSET : DATA_OFFSET + SIZE] == model
     for _ in range(4):
         pair.submit("sweep", 0, b"", 0, False)
         pair.quiet(True)
     assert pair.engine.statistics()["chunks_dirty"] == 0
-    assert not any(pair.legs.images[0][SLOT_OFFSET + BITS_START : SLOT_OFFSET + PAGE])
+    assert not any(pair.legs.images[0][SLOT_OFFSET + BITS_START : SLOT_OFFSET + PAGE * PAGES])
 
 
 def run_one(pair: Pair, step: tuple[object, ...], number: int) -> None:

@@ -81,6 +81,24 @@ class TwinBlock:
     counted: bool = False
     submitted: bool = False
     page: TwinPage | None = None  # that it waits for
+    held: bool = False  # by a resize
+
+
+@dataclasses.dataclass(eq=False)
+class TwinResize:
+    tag: int
+    size: int
+    chunk: int
+    header: bytes
+    needed_from: int | None
+    state: str = "wait"
+    error: int = 0
+    old_size: int = 0
+    old_chunk: int = 0
+    old_header: bytes = b""
+    old_counters: dict[int, int] = dataclasses.field(default_factory=dict)
+    old_doubt: set[int] = dataclasses.field(default_factory=set)
+    keep: set[int] = dataclasses.field(default_factory=set)
 
 
 @dataclasses.dataclass(eq=False)
@@ -110,6 +128,7 @@ class TwinEngine:
         self, *, legs: int, block: int, size: int, data_offset: int, slot_offset: int, chunk: int, bitmap: bytes
     ) -> None:
         self.block, self.size, self.chunk = block, size, chunk
+        self.capacity = size
         self.data_offset, self.slot_offset = data_offset, slot_offset
         self.states = [LegState.IN_SYNC] * legs
         self.raid_disks = legs
@@ -143,6 +162,10 @@ class TwinEngine:
         self.block_bytes, self.blocks_max = 1 << 20, 8
         self.mismatch_sectors = 0
         self.mismatches: set[int] = set()
+        self.doubt: set[int] = set()
+        self.resize: TwinResize | None = None
+        self.resizes: list[TwinResize] = []
+        self.header_lost = False
 
     # ---- what is so ----
 
@@ -185,10 +208,10 @@ class TwinEngine:
         if kind in ("read", "write") and not self.fenced:
             if request.end == request.start:
                 self.reply(request, 0, b"" if kind == "read" else None)
-            elif start >= self.size:
+            elif start >= self.capacity:
                 self.reply(request, *((0, b"") if kind == "read" else (-errno.ENOSPC, None)))
             else:
-                request.end = min(request.end, self.size)
+                request.end = min(request.end, self.capacity)
                 request.data = data[: request.end - start]
                 block = self.block
                 request.span = (start // block * block, -(-request.end // block) * block)
@@ -257,10 +280,15 @@ class TwinEngine:
         if recorded:
             self.states[leg] = LegState.FAULTY
         else:
-            self.durable.clear()
-            for page in self.pages:
-                page.due = True
+            self.distrust()
         self.settle()
+
+    def distrust(self) -> None:
+        self.durable.clear()
+        for page in self.pages:
+            page.due = True
+        if self.resize is not None and self.resize.state != "wait":
+            self.begin_resize(self.resize)
 
     def join(self, leg: int, recovery_offset: int) -> None:
         self.states[leg] = LegState.RECOVERING
@@ -275,9 +303,7 @@ class TwinEngine:
         for block in self.blocks:
             block.ok.discard(leg)
         self.flush.sent.discard(leg)
-        self.durable.clear()
-        for page in self.pages:
-            page.due = True
+        self.distrust()
         self.settle()
 
     def recovered(self, leg: int) -> None:
@@ -285,8 +311,9 @@ class TwinEngine:
         self.settle()
 
     def need_dirty(self) -> None:
-        for chunk in self.image:
-            self.counters[chunk] = max(self.counters[chunk], 2 | self.counters[chunk] & NEEDED) | NEEDED
+        for chunk, value in self.counters.items():
+            if value:
+                self.counters[chunk] = max(value, 2 | value & NEEDED) | NEEDED
 
     def sync_start(self, start: int, end: int) -> None:
         for chunk, value in self.counters.items():
@@ -302,7 +329,7 @@ class TwinEngine:
 
     def submit_sync(self, tag: int, action: SyncAction, start: int, end: int, leg: int) -> None:
         block = self.block
-        first, last = start // block * block, -(-min(end, self.size) // block) * block
+        first, last = start // block * block, -(-min(end, self.capacity) // block) * block
         self.syncs.append(TwinSync(tag, action, first, max(first, last), leg))
         self.settle()
 
@@ -316,6 +343,20 @@ class TwinEngine:
 
     def suspend(self, start: int, end: int) -> None:
         self.suspended = (start, end)
+        self.settle()
+
+    def set_capacity(self, capacity: int) -> None:
+        self.capacity = capacity
+        end = -(-capacity // self.block) * self.block
+        for sync in self.syncs:
+            sync.end, sync.cursor = min(sync.end, end), min(sync.cursor, end)
+        for block in self.blocks:
+            block.page, block.held = None, False
+        self.settle()
+
+    def submit_resize(self, tag: int, size: int, chunk: int, header: bytes, needed_from: int | None) -> None:
+        self.resizes.append(TwinResize(tag, size, chunk, header, needed_from))
+        self.next_resize()
         self.settle()
 
     def set_events(self, events: int) -> None:
@@ -336,7 +377,8 @@ class TwinEngine:
             moved |= any(self.move_page_end(p) for p in self.pages)
             moved |= any(self.move_block(b) for b in list(self.blocks))
             moved = moved or self.move_syncs()
-            if not moved:
+            moved = moved or self.move_resize()
+            if not moved and not (self.resize is not None and self.resize.state == "wait"):
                 for page in self.pages:
                     if page.due and page.snapshot is None and not self.fenced:
                         self.write_page(page)
@@ -370,6 +412,9 @@ class TwinEngine:
 
     def move_write(self, r: TwinRequest) -> bool:
         before = r.state
+        if r.state == "start" and r.end > self.capacity and not self.has_older(r):
+            self.writes.remove(r)
+            self.reply(r, -errno.ENOSPC)
         if r.state == "start" and self.may_start(r):
             self.start(r)
             self.count(r)
@@ -380,23 +425,31 @@ class TwinEngine:
             for offset in sorted(ends):
                 self.op(OpKind.READ, None, offset, self.block, None, r)
         if r.state == "edges" and not r.ops:
-            r.state = "finish" if r.error else "bitmap"
+            r.state = "bitmap"
         if r.state == "bitmap":
-            if self.durable.issuperset(self.chunks_of(r)):
-                self.may_send(r)
+            page = self.lacking_page(r)
+            if r.end > self.capacity:
+                r.error = errno.ENOSPC
+                r.state = "finish"
+            elif self.resize is not None:
+                r.started = 0
             elif r.error:
                 r.state = "finish"
-            else:
-                for chunk in self.chunks_of(r):
-                    page = self.page_of(chunk)
-                    if chunk not in self.durable and page.snapshot is None:
-                        page.due = True
-                        break
+            elif page is None:
+                self.may_send(r)
+            elif page.snapshot is None:
+                page.due = True
         if r.state == "legs" and not r.ops:
             r.state = "finish"
         if r.state == "finish":
             self.finish_write(r)
         return r.state != before
+
+    def lacking_page(self, r: TwinRequest | TwinBlock) -> TwinPage | None:
+        if self.header_lost:
+            return self.pages[0]
+        lacking = [chunk for chunk in self.chunks_of(r) if chunk not in self.durable]
+        return self.page_of(lacking[0]) if lacking else None
 
     def has_older(self, r: TwinRequest | TwinBlock) -> bool:
         others: list[TwinRequest | TwinBlock] = [*self.writes, *self.blocks]
@@ -420,7 +473,7 @@ class TwinEngine:
     def may_start(self, r: TwinRequest) -> bool:
         older = self.has_older(r)
         held = r.span[0] < self.suspended[1] and r.span[1] > self.suspended[0]
-        return not older and not held and not self.blocked
+        return not older and not held and not self.blocked and self.resize is None
 
     def may_send(self, r: TwinRequest) -> None:
         held = r.span[0] < self.suspended[1] and r.span[1] > self.suspended[0]
@@ -476,6 +529,8 @@ class TwinEngine:
         good = self.writable <= page.ok
         if good:
             self.durable |= page.snapshot_bits
+            if page.index == 0:
+                self.header_lost = False
         elif self.writable & page.sent <= page.ok:  # a leg has joined, and gets it next
             page.due = True
             page.for_sweep = False
@@ -483,9 +538,10 @@ class TwinEngine:
         else:
             page.needs_write = True
             for r in self.writes:
-                lacking = [c for c in self.chunks_of(r) if c not in self.durable]
-                if r.state == "bitmap" and lacking and self.page_of(lacking[0]) is page:
+                if r.state == "bitmap" and self.resize is None and self.lacking_page(r) is page:
                     r.error = errno.EIO
+            if self.resize is not None and not page.due:
+                self.resize.error = errno.EIO
         if page.for_sweep:
             page.for_sweep = False
             self.sweeps[0].pages.discard(page.index)
@@ -517,6 +573,8 @@ class TwinEngine:
         return moved
 
     def clear_allowed(self) -> bool:
+        if self.resize is not None or self.header_lost:
+            return False
         return not (self.degraded or self.blocked or self.need_sync or self.flush_lost & self.writable)
 
     def move_sweep(self) -> bool:
@@ -575,6 +633,108 @@ class TwinEngine:
         self.drains.remove(r)
         self.reply(r, 0)
         return True
+
+    # ---- resize ----
+
+    def next_resize(self) -> None:
+        while self.resize is None and self.resizes:
+            z = self.resizes.pop(0)
+            if self.capacity > z.size:
+                self.replies.append((z.tag, -errno.EINVAL, None))
+                continue
+            self.resize = z
+            z.old_size, z.old_chunk = self.size, self.chunk
+            for r in self.writes:
+                if r.state == "bitmap":
+                    r.started = 0
+            for b in self.blocks:
+                if b.page is not None:
+                    b.page, b.held = None, True
+
+    def move_resize(self) -> bool:
+        z = self.resize
+        if z is None or any(p.snapshot is not None or (p.due and z.state != "wait") for p in self.pages):
+            return False
+        if z.state == "wait":
+            end = -(-z.size // self.block) * self.block
+            if any(r.submitted and r.ops and r.span[1] > end for r in [*self.writes, *self.blocks]):
+                return False
+            z.old_header, z.old_counters, z.old_doubt = bytes(self.superblock), dict(self.counters), set(self.doubt)
+            z.keep = {chunk for chunk in self.image if chunk < self.chunks}
+            self.relayout(z.size, z.chunk, {}, set())
+            if z.needed_from is not None and z.size > z.old_size:
+                for chunk in range(z.needed_from // z.chunk, self.chunks):
+                    self.counters[chunk] = max(self.counter(chunk), 2 | self.counter(chunk) & RESYNC) | NEEDED
+            self.begin_resize(z)
+        elif z.error and z.state != "clean":
+            self.undo_resize(z)
+            self.end_resize(z, -z.error)
+        elif z.state == "both":
+            z.state = "header"
+            self.put_header(z.header)
+            self.pages[0].due = True
+        elif z.state == "header":
+            z.state = "clean"
+            self.image = {chunk for chunk, value in self.counters.items() if value}
+            for page in self.pages:
+                page.due |= any(self.page_of(chunk) is page for chunk in self.image ^ self.durable)
+        else:
+            self.end_resize(z, 0)
+        return True
+
+    def begin_resize(self, z: TwinResize) -> None:
+        z.state, z.error = "both", 0
+        self.put_header(z.old_header)
+        self.image = z.keep | {chunk for chunk, value in self.counters.items() if value}
+        self.durable.clear()
+        for page in self.pages:
+            page.due = True
+
+    def undo_resize(self, z: TwinResize) -> None:
+        base = {}
+        for chunk, value in z.old_counters.items():
+            if value:
+                unsure = value & (NEEDED | RESYNC) or (chunk + 1) * z.old_chunk > z.size
+                base[chunk] = 2 | (NEEDED if unsure else 0)
+        self.relayout(z.old_size, z.old_chunk, base, z.old_doubt)
+        self.put_header(z.old_header)
+        self.image |= {chunk for chunk, value in self.counters.items() if value}
+        for chunk in self.image:
+            if chunk < self.chunks:
+                self.counters[chunk] = self.counter(chunk) or 2
+        self.header_lost = True
+        self.durable.clear()
+        for page in self.pages:
+            page.needs_write = True
+
+    def end_resize(self, z: TwinResize, result: int) -> None:
+        self.resize = None
+        self.replies.append((z.tag, result, None))
+        for block in self.blocks:
+            block.held = False
+        self.next_resize()
+
+    def put_header(self, header: bytes) -> None:
+        self.superblock[:24], self.superblock[40:] = header[:24], header[40:]
+
+    def relayout(self, size: int, chunk: int, base: dict[int, int], doubt: set[int]) -> None:
+        chunks = -(-size // chunk)
+
+        def others(old: int) -> range:
+            start, end = old * self.chunk, min((old + 1) * self.chunk, self.size)
+            return range(start // chunk, min(-(-end // chunk), chunks))
+
+        counters = dict(base)
+        for old, value in self.counters.items():
+            for new in others(old) if value else ():
+                counters[new] = counters.get(new, 0) | 2 | value & (NEEDED | RESYNC)
+        self.doubt = doubt | {new for old in self.doubt for new in others(old)}
+        self.size, self.chunk, self.chunks, self.counters = size, chunk, chunks, counters
+        for r in [*(r for r in self.writes if r.state != "start"), *(b for b in self.blocks if b.counted)]:
+            for new in self.chunks_of(r):
+                counters[new] = max(counters.get(new, 0), 2 | counters.get(new, 0) & (NEEDED | RESYNC)) + 1
+        for page in self.pages:
+            page.pending = False
 
     # ---- sync ----
 
@@ -639,7 +799,7 @@ class TwinEngine:
         return True
 
     def move_block(self, b: TwinBlock) -> bool:
-        if b.state == "done" or b.ops or b.page is not None or (b.state == "order" and self.has_older(b)):
+        if b.state == "done" or b.ops or b.held or b.page is not None or (b.state == "order" and self.has_older(b)):
             return False
         if b.state in ("order", "bits"):
             if b.sync.error:
@@ -703,17 +863,20 @@ class TwinEngine:
         if b.sync.action == SyncAction.CHECK or not (found or b.tried):
             return self.end_block(b, 0)
         b.state = "bits"
-        b.counted = True
-        self.count(b)
         return self.block_bits(b)
 
     def block_bits(self, b: TwinBlock) -> bool:
+        if self.resize is not None:
+            b.held = True
+            return True
+        if not b.counted:
+            b.counted = True
+            self.count(b)
         if b.error:
             return self.end_block(b, errno.EIO)
-        lacking = [chunk for chunk in self.chunks_of(b) if chunk not in self.durable]
-        if not lacking:
+        b.page = self.lacking_page(b)
+        if b.page is None:
             return self.block_write(b)
-        b.page = self.page_of(lacking[0])
         if b.page.snapshot is None:
             b.page.due = True
         return True
