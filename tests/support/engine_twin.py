@@ -657,7 +657,8 @@ class TwinEngine:
             return False
         if z.state == "wait":
             end = -(-z.size // self.block) * self.block
-            if any(r.submitted and r.ops and r.span[1] > end for r in [*self.writes, *self.blocks]):
+            writes: list[TwinRequest | TwinBlock] = [*self.writes, *self.blocks]
+            if any(r.submitted and r.ops and r.span[1] > end for r in writes):
                 return False
             z.old_header, z.old_counters, z.old_doubt = bytes(self.superblock), dict(self.counters), set(self.doubt)
             z.keep = {chunk for chunk in self.image if chunk < self.chunks}
@@ -730,7 +731,9 @@ class TwinEngine:
                 counters[new] = counters.get(new, 0) | 2 | value & (NEEDED | RESYNC)
         self.doubt = doubt | {new for old in self.doubt for new in others(old)}
         self.size, self.chunk, self.chunks, self.counters = size, chunk, chunks, counters
-        for r in [*(r for r in self.writes if r.state != "start"), *(b for b in self.blocks if b.counted)]:
+        counted: list[TwinRequest | TwinBlock] = [r for r in self.writes if r.state != "start"]
+        counted += [b for b in self.blocks if b.counted]
+        for r in counted:
             for new in self.chunks_of(r):
                 counters[new] = max(counters.get(new, 0), 2 | counters.get(new, 0) & (NEEDED | RESYNC)) + 1
         for page in self.pages:
