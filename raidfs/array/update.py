@@ -143,13 +143,16 @@ def plan_update(request: UpdateRequest, images: dict[str, OpenImage], *, now_s: 
 
 
 def _check_room(assembly: Assembly, nodes: int) -> int:
-    """Return how many slots end before the data, and before a bad block log; raises TooManyNodes."""
+    """Return how many slots end before the data, and before a bad block log; raises TooManyNodes.
+
+    ``mdadm --add`` gives new legs a log that begins within the slots that there are: that one does not count.
+    """
     layout = dataclasses.replace(assembly.layout, nodes=nodes)
     room = layout.bitmap_room_bytes
-    for leg in (*assembly.legs, *assembly.spares):
-        own = leg.superblock
-        if own.bblog_size_sectors and own.bblog_offset_sectors > own.bitmap_offset_sectors:
-            room = min(room, (own.bblog_offset_sectors - own.bitmap_offset_sectors) * SECTOR_BYTES)
+    for own in (leg.superblock for leg in (*assembly.legs, *assembly.spares)):
+        log_bytes = (own.bblog_offset_sectors - own.bitmap_offset_sectors) * SECTOR_BYTES
+        if own.bblog_size_sectors and log_bytes >= assembly.nodes * layout.slot_bytes:
+            room = min(room, log_bytes)
     need = nodes * layout.slot_bytes
     if need > room:
         raise TooManyNodes(nodes=nodes, need_bytes=need, have_bytes=room, nodes_max=room // layout.slot_bytes)

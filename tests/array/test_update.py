@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from support.arrays import NOW_S, make_array
+from support.golden import golden_images
 
 from raidfs.array.assemble import assemble
 from raidfs.array.assembly import Assembly
@@ -251,6 +252,15 @@ def test_a_bad_block_log_is_not_overwritten(tmp_path: Path) -> None:
     made.set_super(1, bblog_size_sectors=8, bblog_offset_sectors=8 + 6 * 24 + 3)
     check_refused(made, TooManyNodes, "7 nodes need 86016 bytes of bitmap and there is room for 75264, ", nodes=7)
     made.update(nodes=6)
+
+
+@pytest.mark.parametrize("number", ["001", "002", "003", "004", "005", "007"])
+def test_arrays_of_the_kernel_and_of_mdadm_are_changed_too(tmp_path: Path, number: str) -> None:
+    paths = tuple(image.write_to(tmp_path) for image in golden_images(number))
+    for nodes in (8, 2, 3):
+        update_array(UpdateRequest(paths, nodes, "blue"), now_s=NOW_S)
+        assembly = assemble(read_candidates(paths))
+        assert (assembly.nodes, assembly.cluster_name) == (nodes, "blue")
 
 
 @pytest.mark.parametrize("nodes", [-1, 0, 1, 65])
