@@ -18,6 +18,7 @@ from raidfs.array.images import OpenImage
 from raidfs.array.legs import ArrayLeg
 from raidfs.array.metadata import MetadataLeg
 from raidfs.array.search import Found
+from raidfs.array.spares import EVENTS_BEHIND_MAX
 from raidfs.backend import LegBackend
 from raidfs.cluster.messages import Result
 from raidfs.errors import BlocksDiffer, ImageAccess, ImageError, ImageTooSmall, NodeError
@@ -154,10 +155,25 @@ class Devices:
             role = superblock.role_of(leg.number)
             if leg.state == LegState.FAULTY and role != ROLE_FAULTY:
                 self.detach(leg)  # removed, or taken back: then it is looked for like any other
+        for leg in list(array.legs):
+            if (
+                leg.is_spare
+                and superblock.role_of(leg.number) < superblock.raid_disks
+                and await self._is_former(leg, superblock)
+            ):
+                self.detach(leg)
         for number in self._strangers(superblock):
             if not array.read_only and not await self._attach_stranger(superblock, number):
                 return Result.NO_IMAGE
         return Result.APPLIED
+
+    async def _is_former(self, leg: ArrayLeg, superblock: Superblock) -> bool:
+        """Whether a spare that gets a position is another image: this one was removed, and its number given again."""
+        known = self._array.metadata.own(leg.index)
+        if known is None or known.events + EVENTS_BEHIND_MAX >= superblock.events:
+            return False
+        own = await self._own_or_none(leg.path)  # if it cannot be read its writes will tell
+        return own is not None and own.events + EVENTS_BEHIND_MAX < superblock.events
 
     def _strangers(self, superblock: Superblock) -> list[int]:
         known = {leg.number for leg in self._array.legs}

@@ -279,7 +279,7 @@ class Mddev:
         for slot in range(self.array.layout.nodes):
             if slot != self._channel.slot:
                 engine.import_bits(await self.array.read_slot(slot))
-        await self.array.port.sweep()
+        await self.array.sweep_under_token()
 
     def _with_spares(self, superblock: Superblock) -> Superblock:
         return with_spares(superblock, [leg.number for leg in self.array.spares_to_activate()])
@@ -380,7 +380,7 @@ class Mddev:
         result, new_legs = self._follow(superblock)
         if result is Result.APPLIED and new_legs and not self.array.read_only and self._loaded:
             try:
-                await self.array.port.sweep()
+                await self.array.sweep_under_token()
             except OSError as e:
                 log.error("the bitmap was not written to a new leg: %s", e.strerror)  # the leg's failure is on its way
         return result

@@ -98,7 +98,7 @@ class Takeover:
         try:
             async with self.slots() as found:
                 if found:
-                    await self._array.port.sweep()
+                    await self._array.sweep_under_token()
         finally:
             await self._channel.unlock_comm()
         if found:

@@ -194,6 +194,34 @@ class Array:
                 self.port.engine.block_leg(leg.index)
                 self.report_failed(leg.index, error.errno or 0)
 
+    async def sweep_under_token(self) -> None:
+        """Make the own bits durable; raises OSError EIO as soon as no leg takes them before a failure is recorded.
+
+        A sweep would wait for that, and who records a failure waits for the token that the caller has.
+        """
+        refused = OSError(EIO, "no leg takes writes before the failure of one is recorded")
+        error: OSError | None = refused
+        async with self._runtime.open_nursery() as nursery:
+
+            async def sweep() -> None:
+                nonlocal error
+                try:
+                    await self.port.sweep()
+                    error = None
+                except OSError as e:
+                    error = e
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(sweep, name="sweep")
+            await self.failures.wait_event(lambda: not self._takes_writes(), what="all legs to fail")
+            nursery.cancel_scope.cancel()
+        if error is not None:
+            raise error
+
+    def _takes_writes(self) -> bool:
+        writable = (LegState.IN_SYNC, LegState.RECOVERING)
+        return any(leg["state"] in writable and not leg["blocked"] for leg in self.port.engine.statistics()["legs"])
+
     def has_blocked_legs(self) -> bool:
         """Whether a leg has failed, and that is not recorded yet."""
         return any(leg["blocked"] for leg in self.port.engine.statistics()["legs"])

@@ -20,6 +20,7 @@ from raidfs.errors import (
     MessageRefused,
     MetadataLost,
     NodeFenced,
+    NoSuperblock,
     RaidfsError,
     RuleBroken,
     SimulationFailed,
@@ -437,10 +438,10 @@ class Cluster:
         self._end(run)
 
     def _may_be_refused(self, run: Run, e: BaseException) -> bool:
-        """Tell whether a node may fail to join: it does not see a leg, or one was added after it had looked."""
+        """Tell whether a node may fail to join: it does not see a leg, or legs were changed after it had looked."""
         if run.life.missing_leg is None and not self.plan.manages_legs:
             return False
-        return not run.joined and all(isinstance(leaf, LegInUseElsewhere) for leaf in _leaves(e))
+        return not run.joined and all(isinstance(leaf, LegInUseElsewhere | NoSuperblock) for leaf in _leaves(e))
 
     async def _work(self, run: Run, runtime: SimRuntime, node: Node, ops: tuple[Op, ...]) -> None:
         for op in ops:

@@ -37,12 +37,17 @@ class DiskView:
         return [disk for _, disk in self._members(recovering=True)]
 
     def usable_spares(self) -> list[SimDisk]:
-        """Return the disks that are recovering, or spares of the array."""
+        """Return the disks that are recovering, or spares of the array: of those with one number the latest."""
         freshest = self.freshest
+        latest: dict[int, int] = {}
+        for own in self._superblocks.values():
+            latest[own.dev_number] = max(latest.get(own.dev_number, 0), own.events)
         spares = [
             disk
             for disk, own in self._superblocks.items()
-            if own.role == ROLE_SPARE and freshest.role_of(own.dev_number) == ROLE_SPARE
+            if own.role == ROLE_SPARE
+            and freshest.role_of(own.dev_number) == ROLE_SPARE
+            and own.events == latest[own.dev_number]
         ]
         return self.recovering() + spares
 

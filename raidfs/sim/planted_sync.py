@@ -215,7 +215,7 @@ def _own_bits_gathered_only() -> Iterator[None]:
     async def wrong(mddev: Mddev, recovering: list[int]) -> None:
         recovering += [leg.number for leg in mddev.array.recovering()]
         mddev.array.port.engine.need_dirty()
-        await mddev.array.port.sweep()
+        await mddev.array.sweep_under_token()
 
     with patch.object(Mddev, "_gather_bits", wrong):
         yield

@@ -128,3 +128,21 @@ async def test_a_spare_that_only_some_nodes_have_named_does_not_lose_its_number(
     async with node(Images(tuple(paths)), lockd, "a"), node(Images(tuple(paths[:2])), lockd, "b") as b:
         await b.add(new_image(tmp_path / "new"), spare=True, force=False)
         assert superblock(str(tmp_path / "new")).dev_number == 3
+
+
+async def test_a_spare_that_was_removed_is_not_taken_for_the_one_that_has_its_number_now(
+    lockd: str, tmp_path: Path
+) -> None:
+    created = make_array(tmp_path, spares=1, chunk_bytes=CHUNK, assume_clean=True)
+    old = [image.path for image in created.images]
+    async with node(Images(tuple(old)), lockd, "a") as a:
+        await a.remove(old[2])
+        await a.add(new_image(tmp_path / "new"), spare=True, force=False)
+        assert superblock(str(tmp_path / "new")).dev_number == superblock(old[2]).dev_number
+        async with node(Images(tuple(old)), lockd, "b") as b:  # with the command line of old
+            await a.fail(old[0])
+            for one in (a, b):
+                await until(one, new="in_sync")
+                assert os.path.basename(old[2]) not in places(one)
+            await b.volume.write(0, b"where it belongs" * 256, durable=True)
+            assert b"where it belongs" in Path(tmp_path / "new").read_bytes()

@@ -156,3 +156,18 @@ def test_who_dies_while_the_array_heals_is_followed_by_others_who_wait_until_it_
         plan = Plan("", ((user(),),), clean=False, healers=2, window_sectors=4, power_loss_s=0.05 * number)
         assert broken_in(plan, 2) == []
     assert simulate(make_plan(1001619)).failure is None
+
+
+@pytest.mark.slow
+def test_a_last_leg_that_fails_while_bits_are_taken_over_holds_nobody_up() -> None:
+    # The takeover waited, under the token, for bits to be written; the failure was to be recorded first, for the token.
+    for first in (6, 7, 8, 9):
+        for second in range(7, 13):
+            lives = ((user(TOUCH),), (user(Op(OpKind.WRITE, 29, 3)),))
+            assert broken_in(Plan("", lives, fail_writes=((1, first), (0, second))), 6) == []
+    assert simulate(make_plan(4102001599)).failure is None
+
+
+def test_an_image_that_was_taken_out_while_a_node_was_about_to_open_it_is_a_reason_not_to_join() -> None:
+    for seed in (4102002962, 4102005390, 4102002627):
+        assert simulate(make_plan(seed)).failure is None

@@ -206,6 +206,13 @@ def test_bits_and_positions_that_are_left_over_are_reported_when_the_array_shoul
     assert stage.reports == [], "there is none"
 
 
+def test_a_disk_that_was_removed_is_no_spare_once_its_number_is_another_ones(stage: Stage) -> None:
+    own = stage.metadata.superblocks[stage.disks[2]]
+    stage.superblocks({1: 0xFFFE})
+    stage.write(1, SUPER_OFFSET_BYTES, dataclasses.replace(own, events=own.events + 2).encode())
+    assert stage.view.usable_spares() == [stage.disks[1]]
+
+
 # ---- syncs ---------------------------------------------------------------------------------------------------------
 
 
