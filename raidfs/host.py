@@ -50,7 +50,7 @@ class Host(Protocol):
         """Return 16 random bytes."""
 
     async def open_new(
-        self, path: str, options: NodeOptions, layout: ArrayLayout, block_bytes: int, force: bool
+        self, path: str, options: NodeOptions, layout: ArrayLayout, set_uuid: bytes, block_bytes: int, force: bool
     ) -> OpenImage:
         """Open an image that shall be added, alone, and wipe it; see `raidfs.array.new_leg.open_new`."""
 
@@ -109,12 +109,12 @@ class LinuxHost:
         return os.urandom(16)
 
     async def open_new(
-        self, path: str, options: NodeOptions, layout: ArrayLayout, block_bytes: int, force: bool
+        self, path: str, options: NodeOptions, layout: ArrayLayout, set_uuid: bytes, block_bytes: int, force: bool
     ) -> OpenImage:
         """See `Host.open_new`."""
 
         def opened() -> OpenImage:
-            image = open_new(path, layout, block_bytes, force=force, buffered=options.buffered)
+            image = open_new(path, layout, set_uuid, block_bytes, force=force, buffered=options.buffered)
             if not (image.direct or options.buffered or _is_one_host(options.lock)):
                 image.close()
                 raise NeedsBuffered(path=path, lock=options.lock)

@@ -231,7 +231,8 @@ class HotAdd:
     async def _written_and_attached(self, path: str, force: bool) -> None:
         devices, array = self._devices, self._array
         device_uuid = devices.host.new_uuid()
-        image = await devices.host.open_new(path, devices.options, array.layout, array.block_bytes, force)
+        set_uuid = array.superblock.set_uuid
+        image = await devices.host.open_new(path, devices.options, array.layout, set_uuid, array.block_bytes, force)
         try:
             await devices.host.write_new(image, self._new_slots())
             await devices.host.claim_images([image], alone=False)

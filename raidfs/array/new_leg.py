@@ -9,17 +9,22 @@ from raidfs.array.images import OpenImage, open_image
 from raidfs.array.signatures import find_signatures
 from raidfs.array.spares import in_sync
 from raidfs.array.wipe import wipe
-from raidfs.errors import BlocksDiffer, ImageHoldsData, ImageTooSmall
+from raidfs.errors import BlocksDiffer, ImageError, ImageHoldsData, ImageTooSmall
+from raidfs.format.bitmap import SUPER_BYTES as BITMAP_SUPER_BYTES
+from raidfs.format.bitmap import BitmapSuperblock
 from raidfs.format.geometry import ArrayLayout
 from raidfs.format.superblock import ROLE_SPARE, SUPER_BYTES, SUPER_OFFSET_BYTES, Feature, Superblock
 from raidfs.units import SECTOR_BYTES, round_up
 
 
-def open_new(path: str, layout: ArrayLayout, block_bytes: int, *, force: bool, buffered: bool) -> OpenImage:
-    """Open an image for adding, alone, and make unrecognisable what was on it.
+def open_new(
+    path: str, layout: ArrayLayout, set_uuid: bytes, block_bytes: int, *, force: bool, buffered: bool
+) -> OpenImage:
+    """Open an image for adding to the array ``set_uuid``, alone, and make unrecognisable what was on it.
 
     Raises ImageInUse, ImageTooSmall, BlocksDiffer, and ImageHoldsData unless ``force`` is given, before anything is
-    written. The image is left under an exclusive flock, so that no node of this host uses it as something else.
+    written. What an add of the same image has left that was cut off is nobody's data. The image is left under an
+    exclusive flock, so that no node of this host uses it as something else.
     """
     open_image(path, writable=True, exclusive=True).close()  # refuses a block device that the system uses
     image = open_image(path, writable=True, direct=not buffered)
@@ -27,13 +32,24 @@ def open_new(path: str, layout: ArrayLayout, block_bytes: int, *, force: bool, b
         image.lock(exclusive=True)
         check_fits(image, layout, block_bytes)
         found = find_signatures(image.read, image.size_bytes)
-        if found and not force:
+        if found and not (force or is_half_added(image, layout, set_uuid)):
             raise ImageHoldsData(path=path, found=found[0].name)
         wipe(image, found, layout.data_offset_bytes)
     except BaseException:
         image.close()
         raise
     return image
+
+
+def is_half_added(image: OpenImage, layout: ArrayLayout, set_uuid: bytes) -> bool:
+    """Whether slots of the array are on the image and no superblock yet: whoever was adding it was killed meanwhile."""
+    if any(image.read(SUPER_OFFSET_BYTES, SUPER_BYTES)):
+        return False
+    try:
+        slot = BitmapSuperblock.decode(image.read(layout.slot_offset_bytes(0), BITMAP_SUPER_BYTES), path=image.path)
+    except ImageError:
+        return False
+    return slot.uuid == set_uuid
 
 
 def check_fits(image: OpenImage, layout: ArrayLayout, block_bytes: int) -> None:

@@ -168,7 +168,7 @@ class SimHost:
         return self.storage.uuids.to_bytes(16, "big")
 
     async def open_new(
-        self, path: str, options: NodeOptions, layout: ArrayLayout, block_bytes: int, force: bool
+        self, path: str, options: NodeOptions, layout: ArrayLayout, set_uuid: bytes, block_bytes: int, force: bool
     ) -> OpenImage:
         """See `raidfs.host.Host.open_new`."""
         [image] = await self.open_images([path], options)

@@ -12,7 +12,8 @@ from support.nodes import CHUNK, Images, node, refused
 
 from raidfs import errors
 from raidfs.array.head import read_candidates
-from raidfs.format.superblock import ROLE_SPARE, Superblock
+from raidfs.array.new_leg import new_superblock
+from raidfs.format.superblock import ROLE_SPARE, SUPER_OFFSET_BYTES, Superblock
 from raidfs.lock.api import Mode
 from raidfs.node import Node
 from raidfs.units import MIB
@@ -146,3 +147,28 @@ async def test_a_spare_that_was_removed_is_not_taken_for_the_one_that_has_its_nu
                 assert os.path.basename(old[2]) not in places(one)
             await b.volume.write(0, b"where it belongs" * 256, durable=True)
             assert b"where it belongs" in Path(tmp_path / "new").read_bytes()
+
+
+async def test_an_image_whose_adding_was_cut_off_is_added_again_without_force(
+    images: Images, lockd: str, tmp_path: Path
+) -> None:
+    async with node(images, lockd) as a:
+        slots = a.hot_add._new_slots()
+        own = new_superblock(a.array.superblock, 2, bytes(range(16)), LENGTH)
+        writes = [*slots, (SUPER_OFFSET_BYTES, own.encode())]  # in this order
+        for done in range(1, len(writes) + 1):
+            path = new_image(tmp_path / f"new{done}")
+            with open(path, "r+b") as file:
+                for offset, data in writes[:done]:
+                    os.pwrite(file.fileno(), data, offset)
+            if done < len(writes):
+                assert isinstance(read_candidates([path])[0].superblock, errors.NoSuperblock)
+            await a.add(path, spare=True, force=False)
+            assert places(a)[f"new{done}"] == "spare"
+            await a.remove(path)
+        foreign = new_image(tmp_path / "foreign")
+        with open(foreign, "r+b") as file:
+            offset, data = slots[0]
+            os.pwrite(file.fileno(), data[:16] + bytes(16) + data[32:], offset)
+        with refused(errors.ImageHoldsData, path=foreign):
+            await a.add(foreign, spare=True, force=False)
