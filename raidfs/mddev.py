@@ -39,6 +39,8 @@ from raidfs.lock.api import Mode
 from raidfs.remote_resync import RemoteResync
 from raidfs.units import SECTOR_BYTES
 
+CORRECTED_MAX = 0xFFFFFFFF  # that a superblock can tell
+
 log = logging.getLogger(__name__)
 
 
@@ -318,6 +320,21 @@ class Mddev:
                 return recovering(superblock, offset_sectors)
 
             await self.update_sb(own=own)
+        finally:
+            self.reconfig_mutex.unlock()
+
+    async def record_corrected_reads(self) -> None:
+        """Add to the superblocks how many sectors of each leg were written anew (md: cnt_corrected_read)."""
+        await self.reconfig_mutex.lock("corrected read errors")
+        try:
+            corrected = self.array.read_errors.corrected
+
+            def own(index: int, superblock: Superblock) -> Superblock:
+                count = min(superblock.cnt_corrected_read + corrected.get(index, 0), CORRECTED_MAX)
+                return dataclasses.replace(superblock, cnt_corrected_read=count)
+
+            if await self.update_sb(own=own):
+                corrected.clear()
         finally:
             self.reconfig_mutex.unlock()
 

@@ -336,6 +336,9 @@ class SyncPass:
                     await self._rewrite(leg, span)
                     self._check_legs()
                 errors.done(index, span)
+            if errors.corrected:
+                await self._announce(Span(self._window.start, self._window.start))
+                await self._mddev.record_corrected_reads()
         finally:
             self.action = action
             self._rewrites = False
@@ -353,6 +356,9 @@ class SyncPass:
             self._give_up(leg, f"what was written anew at byte {span.start} of the array is not read back")
         for block in lost:
             await self._leave_out(block)
+        corrected = span.end - span.start - sum(block.end - block.start for block in lost)
+        if corrected:
+            self._array.read_errors.was_corrected(leg.index, corrected // SECTOR_BYTES)
         if not lost:
             log.info("%s: what could not be read at byte %d of the array was written anew", leg.path, span.start)
 

@@ -23,6 +23,7 @@ class ReadErrors:
         self._waiting: list[tuple[int, Span]] = []
         self._counts: dict[int, tuple[int, float]] = {}  # errors and when the last one was
         self._lost: list[tuple[Span, float]] = []  # no leg could read it: since when
+        self.corrected: dict[int, int] = {}  # sectors written anew that no superblock tells of yet
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
@@ -44,6 +45,10 @@ class ReadErrors:
         """A range need not wait any more."""
         self._waiting = [one for one in self._waiting if one != (leg, span)]
 
+    def was_corrected(self, leg: int, sectors: int) -> None:
+        """So many sectors of a leg were written anew and read back (md: corrected_errors)."""
+        self.corrected[leg] = self.corrected.get(leg, 0) + sectors
+
     def lost(self, span: Span, now: float) -> None:
         """No leg can read a range: failed reads of it mean nothing for a while."""
         self._lost = [*self._lost[1 - RANGES_MAX :], (span, now)]
@@ -62,6 +67,7 @@ class ReadErrors:
         """The leg is not read any more."""
         self._waiting = [one for one in self._waiting if one[0] != leg]
         self._counts.pop(leg, None)
+        self.corrected.pop(leg, None)
 
 
 class SetAside:

@@ -12,6 +12,7 @@ from raidfs._core import OpKind
 from raidfs.array.read_errors import HALVED_S, LOST_TRY_AGAIN_S, READ_ERRORS_MAX
 from raidfs.cluster.messages import MessageType
 from raidfs.faults import Strike
+from raidfs.format.superblock import SUPER_BYTES, SUPER_OFFSET_BYTES, Superblock
 from raidfs.sim.disks import DiskOp, SimDisk
 from raidfs.sim.layout import CHUNK_BYTES, DATA_OFFSET_BYTES
 
@@ -65,6 +66,10 @@ def read(one: SimNode, chunk: int) -> bytes:
     return bytes(got[0])
 
 
+def superblock(disk: SimDisk) -> Superblock:
+    return Superblock.decode(bytes(disk.content[SUPER_OFFSET_BYTES : SUPER_OFFSET_BYTES + SUPER_BYTES]))
+
+
 def is_quiet(one: SimNode) -> bool:
     return not (one.node.sync.current or one.node.sync.is_due())
 
@@ -92,6 +97,20 @@ def test_what_a_leg_cannot_read_is_read_elsewhere_and_written_anew(seed: int) ->
     assert all(read(b, 3) == b"\x77" * CHUNK_BYTES for _ in range(6))
     assert corrected(b) == [0, 0]
     assert a.node.status().legs[0].corrected_reads == 1
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_superblock_of_a_leg_counts_the_sectors_that_were_written_anew_by_any_node(seed: int) -> None:
+    cluster, a, b, places = pair(seed, cured=True)
+    for reader, chunk in ((a, 3), (b, 5)):
+        places.spoil(0, chunk)
+        for _ in range(6):
+            read(reader, chunk)
+        cluster.until(lambda reader=reader: is_quiet(reader) and corrected(reader)[0] > 0)  # type: ignore[misc]
+        cluster.until(lambda: all(one.node.mddev.remote.slot is None for one in (a, b)))
+    blocks = corrected(a)[0] + corrected(b)[0]
+    counts = [superblock(cluster.disks[number]).cnt_corrected_read for number in range(2)]
+    assert counts == [blocks * CHUNK_BYTES // 512, 0]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
