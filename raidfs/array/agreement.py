@@ -5,6 +5,7 @@ Each check raises the error that names the image, the field and the two values; 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 
@@ -21,9 +22,10 @@ from raidfs.errors import (
     NotRaid1,
     OtherArray,
     RaidfsError,
+    SlotsWouldMove,
 )
 from raidfs.format.bitmap import BitmapSuperblock
-from raidfs.format.geometry import ArrayLayout, slot_bytes_for
+from raidfs.format.geometry import ArrayLayout, resized_layout, slot_bytes_for
 from raidfs.format.superblock import LEVEL_RAID1, ROLE_FAULTY, ROLE_SPARE, Superblock
 from raidfs.units import SECTOR_BYTES
 
@@ -135,8 +137,9 @@ def check_layouts(members: Sequence[Member], freshest: Member) -> None:
             raise LegTruncated(path=member.path, have_sectors=have_sectors, need_sectors=need_sectors)
 
 
-# What every slot of an array says alike. Events, state and sectors_reserved are each slot's own.
-_SLOT_FIELDS = ("chunk_bytes", "nodes", "cluster_name")
+# What every slot of an array says alike. Events, state and sectors_reserved are each slot's own; size and chunk are
+# those of the last resize that has reached the slot, in which the slots have never moved.
+_SLOT_FIELDS = ("nodes", "cluster_name")
 _UPDATED_FIELDS = ("nodes", "cluster_name")  # that raidfs.array.update changes, one slot after the other
 
 
@@ -202,7 +205,15 @@ def check_bitmaps(
     layout = checked_layout(freshest, reference, path=first_leg.path)
     for leg, slot, bitmap in found:
         _check_slot(leg.path, slot, bitmap, reference, layout, _UPDATED_FIELDS if half_updated else ())
+    layout = _with_chunk(layout, max(bitmap.chunk_bytes for *_, bitmap in found))
     return layout, reference, half_updated
+
+
+def _with_chunk(layout: ArrayLayout, chunk_bytes: int) -> ArrayLayout:
+    # A chunk that was being changed when nodes died: the larger one, in which no bit is lost, if the slots allow it.
+    with contextlib.suppress(SlotsWouldMove):
+        return resized_layout(layout, layout.size_sectors, chunk_bytes)
+    return layout
 
 
 def _slots(
@@ -242,7 +253,8 @@ def slots_of_other_size(
             {
                 slot
                 for _, slot, bitmap in _slots(members, in_sync)
-                if isinstance(bitmap, BitmapSuperblock) and bitmap.sync_size_sectors != layout.size_sectors
+                if isinstance(bitmap, BitmapSuperblock)
+                and (bitmap.sync_size_sectors, bitmap.chunk_bytes) != (layout.size_sectors, layout.chunk_bytes)
             }
         )
     )
@@ -250,3 +262,13 @@ def slots_of_other_size(
 
 def _shown(value: object) -> object:
     return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
+
+
+def agreed_size_sectors(members: Sequence[Member], legs: Sequence[AssembledLeg], layout: ArrayLayout) -> int:
+    """Return the largest size that every slot says, on every leg: what may be served without asking anybody (P4)."""
+    sizes = [
+        bitmap.sync_size_sectors
+        for _, _, bitmap in _slots(members, legs)
+        if isinstance(bitmap, BitmapSuperblock) and bitmap.sync_size_sectors
+    ]
+    return min([layout.size_sectors, *sizes])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from errno import EIO
 
 from raidfs._core import LEGS_LIMIT, Engine, EventKind, LegState
@@ -22,10 +22,12 @@ from raidfs.array.new_leg import check_fits
 from raidfs.array.port import EnginePort
 from raidfs.array.read_errors import ReadErrors
 from raidfs.array.resync import Span
+from raidfs.array.slots import laid_out
 from raidfs.array.spares import Standing, vacant_positions
 from raidfs.errors import BlockTooLarge, ImageError, LegNotWritable, NoSuchLeg, TooManyLegs
 from raidfs.format.bitmap import SUPER_BYTES as BITMAP_SUPER_BYTES
 from raidfs.format.bitmap import BitmapState, BitmapSuperblock
+from raidfs.format.geometry import ArrayLayout
 from raidfs.format.superblock import MAX_SECTOR, ROLE_FAULTY, Superblock
 from raidfs.runtime import Runtime
 from raidfs.units import PAGE_BYTES, SECTOR_BYTES, round_down, round_up
@@ -64,7 +66,8 @@ class Array:
             wall_time,
             self._on_superblock_failed,
         )
-        self.size_bytes = _served_bytes(assembly, images, self.block_bytes)
+        self.size_bytes = self.served_bytes(assembly.agreed_size_sectors)  # what requests may address
+        self.on_capacity: Callable[[int], Awaitable[None]] = _nobody_to_tell
         self._lacking_slots = {leg.index for leg in self.legs if leg.path in assembly.incomplete_bitmap_paths}
         self.slot: int | None = None
         self.fenced = False
@@ -85,12 +88,21 @@ class Array:
         """Whether fewer legs are in sync than the array has positions."""
         return sum(leg.state == LegState.IN_SYNC for leg in self.legs) < self.superblock.raid_disks
 
+    @property
+    def is_between_sizes(self) -> bool:
+        """Whether a resize is under way, or was left half-done: more or less is served than the bitmap is made for."""
+        return self.size_bytes != self.served_bytes(self.layout.size_sectors)
+
     # ---- starting ------------------------------------------------------------------------------------------------
 
     async def read_slot(self, slot: int) -> bytes:
-        """Return a whole bitmap slot from the first leg in sync that has all slots (md: read_sb_page)."""
+        """Return a whole bitmap slot from the first leg in sync that has all slots (md: read_sb_page).
+
+        One that a resize has not reached yet, or has reached before this node, is returned as the layout has it here.
+        """
         leg = self._first_with_slots()
-        return await self.port.leg_read(leg.index, self.layout.slot_offset_bytes(slot), self.layout.slot_bytes)
+        data = await self.port.leg_read(leg.index, self.layout.slot_offset_bytes(slot), self.layout.slot_bytes)
+        return laid_out(data, self.layout, path=leg.path, slot=slot)
 
     async def copy_slot(self, slot: int, legs: Sequence[ArrayLeg]) -> None:
         """Write a whole slot as `read_slot` returns it to other legs, durably; nobody may be writing it.
@@ -158,7 +170,8 @@ class Array:
         engine = self.port.engine
         engine.configure(
             block_bytes=self.block_bytes,
-            size_bytes=self.size_bytes,
+            size_bytes=self.served_bytes(self.layout.size_sectors),
+            capacity_bytes=self.size_bytes,
             data_offsets=[self.layout.data_offset_bytes] * len(self.legs),
             raid_disks=self.superblock.raid_disks,
             slot_offset=self.layout.slot_offset_bytes(slot),
@@ -184,15 +197,7 @@ class Array:
 
         A leg that cannot be written is reported as failed.
         """
-        legs = [leg for leg in self.legs if leg.state in (LegState.IN_SYNC, LegState.RECOVERING)]
-        cleared = data[:BITMAP_SUPER_BYTES] + bytes(len(data) - BITMAP_SUPER_BYTES)
-        offset = self.layout.slot_offset_bytes(slot)
-        errors = await self.port.leg_writes([(leg.index, offset, cleared) for leg in legs])
-        for leg, error in zip(legs, errors, strict=True):
-            if error is not None and not self.fenced:
-                log.error("%s: slot %d could not be cleared: %s", leg.path, slot, error.strerror)
-                self.port.engine.block_leg(leg.index)
-                self.report_failed(leg.index, error.errno or 0)
+        await self.write_slot(slot, data[:BITMAP_SUPER_BYTES] + bytes(len(data) - BITMAP_SUPER_BYTES))
 
     async def sweep_under_token(self) -> None:
         """Make the own bits durable; raises OSError EIO as soon as no leg takes them before a failure is recorded.
@@ -399,6 +404,84 @@ class Array:
         )
         self.legs_changed.wake_up()
 
+    # ---- the size ------------------------------------------------------------------------------------------------
+
+    def served_bytes(self, size_sectors: int) -> int:
+        """Return what can be served of such a size: all, or whole blocks where a leg ends within the last one."""
+        size = size_sectors * SECTOR_BYTES
+        end = self.layout.data_offset_bytes + round_up(size, self.block_bytes)
+        fits = all(leg.image_bytes >= end for leg in self.legs if leg.image_bytes)
+        return size if fits else round_down(size, self.block_bytes)
+
+    def too_short(self, layout: ArrayLayout) -> ArrayLeg | None:
+        """Return a leg whose image ends before the data of such an array would, of those that were looked at."""
+        counting = [leg for leg in self.legs if leg.state != LegState.FAULTY]
+        return next((leg for leg in counting if 0 < leg.image_bytes < layout.end_bytes), None)
+
+    async def set_layout(self, layout: ArrayLayout, *, needed_from_sectors: int | None = None) -> None:
+        """Take another size or chunk for the bitmap and the own slot, which is durable on return (`EnginePort.resize`).
+
+        Nothing more is served than before. ``needed_from_sectors``: the chunks from there on are to be resynced.
+        """
+        assert self.slot is not None
+        head = BitmapSuperblock.decode(self.port.engine.bitmap_image()[:BITMAP_SUPER_BYTES], slot=self.slot)
+        head = dataclasses.replace(head, sync_size_sectors=layout.size_sectors, chunk_bytes=layout.chunk_bytes)
+        await self.port.resize(
+            self.served_bytes(layout.size_sectors),
+            layout.chunk_bytes,
+            head.encode(),
+            needed_from=None if needed_from_sectors is None else needed_from_sectors * SECTOR_BYTES,
+        )
+        self.layout = layout
+        self.doubts.resized(layout)
+
+    async def need_from(self, from_sectors: int) -> None:
+        """Have all chunks from there on resynced: NEEDED here, and their bits durable on return."""
+        first = from_sectors * SECTOR_BYTES // self.layout.chunk_bytes
+        bits = (1 << self.layout.bits) - (1 << first)
+        slot_bits = bits.to_bytes(self.layout.slot_bytes - BITMAP_SUPER_BYTES, "little")
+        self.port.engine.import_bits(bytes(BITMAP_SUPER_BYTES) + slot_bits)
+        await self.port.sweep()
+
+    async def set_capacity(self, size_sectors: int) -> None:
+        """Serve that much from now on, and tell whoever shows the size to users (md: set_capacity_and_notify)."""
+        size = self.served_bytes(size_sectors)
+        if size != self.size_bytes:
+            log.info("the array is served with %d bytes, before with %d", size, self.size_bytes)
+            self.size_bytes = size
+            self.port.engine.set_capacity(size)
+            await self.on_capacity(size)
+
+    async def slot_heads(self) -> list[tuple[int, BitmapSuperblock]]:
+        """Return what each slot says of itself on each leg that counts; the caller has the token.
+
+        A leg that cannot be read now says nothing.
+        """
+        legs = [leg.index for leg in self.legs if leg.state == LegState.IN_SYNC]
+        heads = []
+        for slot in range(self.layout.nodes):
+            found = await self.port.leg_reads(legs, self.layout.slot_offset_bytes(slot), PAGE_BYTES)
+            heads += [
+                (slot, BitmapSuperblock.decode(data, path=f"leg {index}", slot=slot))
+                for index, data in zip(legs, found, strict=True)
+                if not isinstance(data, OSError)
+            ]
+        return heads
+
+    async def write_slot(self, slot: int, data: bytes) -> None:
+        """Write a whole slot of another node, which is idle, to all legs that count, durably; the caller has the token.
+
+        A leg that cannot be written is reported as failed.
+        """
+        legs = [leg for leg in self.legs if leg.state in (LegState.IN_SYNC, LegState.RECOVERING)]
+        offset = self.layout.slot_offset_bytes(slot)
+        errors = await self.port.leg_writes([(leg.index, offset, data) for leg in legs])
+        for leg, error in zip(legs, errors, strict=True):
+            if error is not None and not self.fenced:
+                log.error("%s: slot %d could not be written: %s", leg.path, slot, error.strerror)
+                self.port.engine.block_leg(leg.index)
+                self.report_failed(leg.index, error.errno or 0)
+
     # ---- legs that come and go -----------------------------------------------------------------------------------
 
     def check_fits(self, image: OpenImage) -> None:
@@ -411,7 +494,7 @@ class Array:
             index = self.port.engine.add_leg(self.layout.data_offset_bytes)
         except ValueError:
             raise TooManyLegs(legs=len(self.legs)) from None
-        leg = ArrayLeg(index, image.path, number, None, LegState.MISSING, image.direct)
+        leg = ArrayLeg(index, image.path, number, None, LegState.MISSING, image.direct, image_bytes=image.size_bytes)
         self.legs = [*self.legs, leg]
         return leg
 
@@ -449,9 +532,5 @@ def _slot_superblock(page: bytes, path: str, slot: int) -> BitmapSuperblock | No
         return None  # of a leg that is being recovered, and gets all slots then
 
 
-def _served_bytes(assembly: Assembly, images: Iterable[LegImage], block_bytes: int) -> int:
-    """Return the size to serve: the array's, or whole blocks of it where a leg ends within the last one."""
-    size = assembly.layout.size_bytes
-    end = assembly.layout.data_offset_bytes + round_up(size, block_bytes)
-    fits = all(image.size_bytes >= end for image in images)
-    return size if fits else round_down(size, block_bytes)
+async def _nobody_to_tell(size_bytes: int) -> None:
+    return

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from raidfs import _core as core
 from raidfs.array.agreement import (
     Member,
+    agreed_size_sectors,
     bitmap_legs,
     check_bitmaps,
     check_diverged,
@@ -94,6 +95,7 @@ def assemble(
         missing_roles=missing,
         slots_of_other_size=slots_of_other_size(members, in_sync, layout),
         half_updated=half_updated,
+        agreed_size_sectors=agreed_size_sectors(members, in_sync, layout),
     )
 
 

@@ -62,7 +62,8 @@ class Assembly:
     all slots must be copied to them before anything relies on their bitmaps. ``legs`` holds those in sync and
     recovering, by role; ``missing_roles`` the positions without one.
     ``slots_of_other_size`` are the slots whose ``sync_size`` is not the array's size: nodes died in the middle of a
-    resize. Their bits stand for the same chunks all the same (Linux overwrites the field as it reads it).
+    resize. Their bits stand for the same chunks, unless the chunk was changed too. ``agreed_size_sectors`` is what may
+    be served meanwhile: the smallest size that the superblock or any slot says.
     ``half_updated`` says that the slots do not agree on their number or on the cluster's name: a change of these on
     the stopped array was cut off (`raidfs.array.update`). The largest number counts, and the name in slot 0 of
     ``bitmap_path``; who may write makes all slots say so before anything relies on them.
@@ -78,6 +79,7 @@ class Assembly:
     left_out: tuple[LeftOutLeg, ...]
     missing_roles: tuple[int, ...]
     slots_of_other_size: tuple[int, ...]
+    agreed_size_sectors: int
     half_updated: bool = False
 
     @property

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from raidfs._core import Engine
 from raidfs.array.resync import Span
-from raidfs.format.bitmap import SUPER_BYTES
+from raidfs.format.bitmap import SUPER_BYTES, rechunked
 from raidfs.format.geometry import ArrayLayout
 
 
@@ -41,11 +41,22 @@ class Doubts:
         last = -(-span.end // self._layout.chunk_bytes)
         self._set(self._chunks & ~((1 << last) - (1 << first)))
 
+    def resized(self, layout: ArrayLayout) -> None:
+        """The array has another size or other chunks from now on, which cover what the doubted ones do."""
+        data = self._chunks.to_bytes(layout.slot_bytes, "little")
+        chunk_bytes, new_chunk_bytes = self._layout.chunk_bytes, layout.chunk_bytes
+        data = rechunked(data, self._layout.bits, chunk_bytes=chunk_bytes, new_chunk_bytes=new_chunk_bytes)
+        self._layout = layout
+        self._chunks = int.from_bytes(data, "little") & ((1 << layout.bits) - 1)
+        self._publish()
+
     def _set(self, chunks: int) -> None:
-        if chunks == self._chunks:
-            return
-        self._chunks = chunks
-        self._engine.read_first_where((chunks << 8 * SUPER_BYTES).to_bytes(self._layout.slot_bytes, "little"))
+        if chunks != self._chunks:
+            self._chunks = chunks
+            self._publish()
+
+    def _publish(self) -> None:
+        self._engine.read_first_where((self._chunks << 8 * SUPER_BYTES).to_bytes(self._layout.slot_bytes, "little"))
 
 
 def _union(slots: Iterable[bytes]) -> int:

@@ -35,7 +35,8 @@ class ArrayLeg:
 
     A spare and a faulty leg have no position. ``recovery_offset`` is in bytes and counts for a leg that is RECOVERING:
     below it the leg has everything but chunks whose bits are set, above it nothing. ``blocked`` is true from the time
-    when a leg became faulty until all nodes know (md: Blocked); the engine is told its state only then.
+    when a leg became faulty until all nodes know (md: Blocked); the engine is told its state only then. ``image_bytes``
+    is how long the image was when somebody last looked, 0 for one that is not open.
     """
 
     index: int
@@ -46,6 +47,7 @@ class ArrayLeg:
     direct: bool = False
     recovery_offset: int = 0
     blocked: bool = False
+    image_bytes: int = 0
 
     @property
     def is_spare(self) -> bool:
@@ -59,7 +61,7 @@ def assembled_legs(assembly: Assembly, images: Iterable[LegImage]) -> tuple[list
     A leg that was given and is faulty is among the former only: nothing is read from it or written to it, but it can be
     removed, or added again.
     """
-    direct = {image.path: image.direct for image in images}
+    opened = {image.path: image for image in images}
     legs: list[ArrayLeg] = []
     metadata = []
     for leg in (*assembly.legs, *assembly.spares):
@@ -67,7 +69,10 @@ def assembled_legs(assembly: Assembly, images: Iterable[LegImage]) -> tuple[list
         own, offset_sectors = leg.superblock, leg.recovery_offset_sectors
         role = None if state == LegState.MISSING else leg.role
         offset = offset_sectors * SECTOR_BYTES
-        legs.append(ArrayLeg(len(legs), leg.path, own.dev_number, role, state, direct[leg.path], offset))
+        image = opened[leg.path]
+        entry = ArrayLeg(len(legs), leg.path, own.dev_number, role, state, image.direct, offset)
+        entry.image_bytes = image.size_bytes
+        legs.append(entry)
         own = recovering(own, offset_sectors) if state == LegState.RECOVERING else own
         metadata.append(MetadataLeg(legs[-1].index, leg.path, own))
     for left in assembly.left_out:

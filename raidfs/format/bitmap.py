@@ -148,6 +148,21 @@ def count_dirty(data: bytes | memoryview, bits: int) -> int:
     return (covered & ((1 << bits) - 1)).bit_count()
 
 
+def rechunked(data: bytes, bits: int, *, chunk_bytes: int, new_chunk_bytes: int) -> bytes:
+    """Return the first ``bits`` bits of ``data`` for chunks of another size, in as many bytes; nothing dirty is lost.
+
+    Two chunks that become one are dirty if either was, one that becomes two makes both dirty (md_bitmap_resize). What
+    does not fit into ``data`` any more is behind the end of every array that has such chunks.
+    """
+    found = bytearray(len(data))
+    for bit in iter_dirty(data, bits):
+        first = bit * chunk_bytes // new_chunk_bytes
+        last = ((bit + 1) * chunk_bytes - 1) // new_chunk_bytes
+        for new_bit in range(first, min(last + 1, 8 * len(data))):
+            set_dirty(found, new_bit)
+    return bytes(found)
+
+
 def iter_dirty(data: bytes | memoryview, bits: int) -> Iterator[int]:
     """Give the numbers of the set bits among the first ``bits``, in order; clean stretches cost next to nothing."""
     for match in _NOT_ZERO.finditer(data[: bits_bytes(bits)]):

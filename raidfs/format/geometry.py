@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from raidfs.errors import BadGeometry, ImageTooSmall, TooManyNodes
+from raidfs.errors import BadGeometry, ImageTooSmall, SlotsWouldMove, TooManyNodes
 from raidfs.format import bitmap
 from raidfs.format.superblock import SUPER_OFFSET_BYTES, Superblock
 from raidfs.units import GIB, MIB, SECTOR_BYTES, round_down, round_up
@@ -101,14 +101,24 @@ class ArrayLayout:
 
     @classmethod
     def of(cls, superblock: Superblock, slot: bitmap.BitmapSuperblock) -> ArrayLayout:
-        """Return the layout that an array's superblock and one of its bitmap superblocks describe."""
-        return cls(
+        """Return the layout that an array's superblock and one of its bitmap superblocks describe.
+
+        A slot that a resize has not reached yet says an older size; it tells where slots are all the same.
+        """
+        found = cls(
             data_offset_sectors=superblock.data_offset_sectors,
             size_sectors=superblock.size_sectors,
             chunk_bytes=slot.chunk_bytes,
             nodes=slot.nodes,
             bitmap_offset_sectors=superblock.bitmap_offset_sectors,
         )
+        if slot.sync_size_sectors in (0, superblock.size_sectors):
+            return found
+        before = dataclasses.replace(found, size_sectors=slot.sync_size_sectors)
+        try:
+            return resized_layout(before, superblock.size_sectors)
+        except SlotsWouldMove:
+            return found
 
     @property
     def data_offset_bytes(self) -> int:
@@ -184,6 +194,32 @@ def choose_layout(
     layout = ArrayLayout(data_offset, size, chunk_bytes or default_chunk_bytes(size), nodes)
     check_slots(layout)
     return layout
+
+
+def resized_layout(layout: ArrayLayout, size_sectors: int, chunk_bytes: int | None = None) -> ArrayLayout:
+    """Return the layout of the same array with another size, its slots where they are.
+
+    The chunk stays if it can. Else it is doubled until the bits fit the slot, as md does (md_bitmap_resize), or halved
+    until they need all of it: slots never move. Raises SlotsWouldMove when no chunk, or not the one that is asked for,
+    leaves the slots in their places.
+    """
+    stride = layout.slot_bytes
+    if chunk_bytes is None:
+        chunk_bytes = layout.chunk_bytes
+        while _slot_bytes(size_sectors, chunk_bytes) > stride and chunk_bytes < bitmap.CHUNK_BYTES_MAX:
+            chunk_bytes *= 2
+        while _slot_bytes(size_sectors, chunk_bytes) < stride and chunk_bytes > CHUNK_BYTES_MIN:
+            chunk_bytes //= 2
+    else:
+        check_chunk(chunk_bytes)
+    need_bytes = _slot_bytes(size_sectors, chunk_bytes)
+    if need_bytes != stride:
+        raise SlotsWouldMove(chunk_bytes=chunk_bytes, need_bytes=need_bytes, slot_bytes=stride)
+    return dataclasses.replace(layout, size_sectors=size_sectors, chunk_bytes=chunk_bytes)
+
+
+def _slot_bytes(size_sectors: int, chunk_bytes: int) -> int:
+    return slot_bytes_for(bitmap.bits_of(size_sectors, chunk_bytes))
 
 
 def check_nodes(nodes: int) -> None:

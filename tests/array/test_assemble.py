@@ -281,10 +281,10 @@ REFUSED: dict[str, tuple[Change, type[RaidfsError], str]] = {
         BitmapOfOtherArray,
         "leg1: the bitmap of slot 0 belongs to array 00000000:",
     ),
-    "slots with other chunks": (
-        lambda legs: [legs[0], with_slot(legs[1], 3, {"chunk_bytes": 4096})],
+    "a slot of chunks that would move the slots": (
+        lambda legs: [legs[0], with_slot(legs[1], 3, {"chunk_bytes": 512, "sync_size_sectors": 2**30})],
         BitmapSlotsDiffer,
-        "slot 3 and slot 0 differ in chunk_bytes",
+        "slot 3 and slot 0 differ in sync_size",
     ),
     "slots of other clusters": (
         lambda legs: [legs[0], with_slot(legs[1], 1, {"cluster_name": b"beta"})],
@@ -316,6 +316,21 @@ def test_the_array_of_another_cluster_is_refused(legs: list[Candidate]) -> None:
 def test_a_resize_that_was_cut_off_is_told_and_does_not_stand_in_the_way(legs: list[Candidate]) -> None:
     assembly = assemble([legs[0], with_slot(legs[1], 2, {"sync_size_sectors": 4096})])
     assert assembly.slots_of_other_size == (2,)
+
+
+def test_after_a_change_of_the_chunk_that_was_cut_off_the_larger_one_counts(legs: list[Candidate]) -> None:
+    chunk_bytes = assemble(legs).layout.chunk_bytes
+    assembly = assemble([legs[0], with_slot(legs[1], 3, {"chunk_bytes": 2 * chunk_bytes})])
+    assert assembly.layout.chunk_bytes == 2 * chunk_bytes
+    assert assembly.slots_of_other_size == (0, 1, 2, 3)
+
+
+def test_no_more_is_served_than_every_slot_says(legs: list[Candidate]) -> None:
+    whole = assemble(legs)
+    assert whole.agreed_size_sectors == whole.layout.size_sectors
+    assert assemble([legs[0], with_slot(legs[1], 2, {"sync_size_sectors": 2048})]).agreed_size_sectors == 2048
+    larger = whole.layout.size_sectors + 8
+    assert assemble([legs[0], with_slot(legs[1], 2, {"sync_size_sectors": larger})]).agreed_size_sectors == larger - 8
 
 
 def test_the_size_is_that_of_the_freshest_leg_when_nodes_died_in_a_resize(legs: list[Candidate]) -> None:
