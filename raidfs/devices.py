@@ -125,6 +125,22 @@ class Devices:
         found = head.superblock
         return found if isinstance(found, Superblock) and found.set_uuid == self._array.superblock.set_uuid else None
 
+    # ---- room ------------------------------------------------------------------------------------------------------
+
+    async def look_at_rooms(self) -> None:
+        """Look how long the images of all legs are now that are not faulty; raises ImageAccess."""
+        for leg in self._counting():
+            leg.image_bytes = await self.host.room_bytes(self._images[leg.index])
+
+    async def extend(self, size_bytes: int, *, sparse: bool) -> None:
+        """Make all images at least that long; raises DeviceNotExtendable, ImageNotExtended, ImageAccess."""
+        for leg in self._counting():
+            await self.host.extend(self._images[leg.index], size_bytes, sparse)
+            leg.image_bytes = await self.host.room_bytes(self._images[leg.index])
+
+    def _counting(self) -> list[ArrayLeg]:
+        return [leg for leg in self._array.legs if leg.state != LegState.FAULTY and leg.index in self._images]
+
     # ---- candidates ------------------------------------------------------------------------------------------------
 
     def forget(self, number: int) -> None:

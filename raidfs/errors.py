@@ -267,6 +267,16 @@ class TooManyNodes(ImageError):
     errno = _errno.ENOSPC
 
 
+class SlotsWouldMove(ImageError):
+    """A size or a chunk with which a slot of the bitmap would have another length, and so all slots another place."""
+
+    template = (
+        "with chunks of {chunk_bytes} bytes one slot of the bitmap would have {need_bytes} bytes and not {slot_bytes}, "
+        "so all slots would move; choose a --bitmap-chunk or a --size with which they stay"
+    )
+    errno = _errno.EINVAL
+
+
 class AssembleError(ImageError):
     """These images do not make up an array that could be started."""
 
@@ -756,6 +766,71 @@ class PositionsInUse(NodeError):
 
     template = "{used} legs are in use, so the array cannot have {count}; make some faulty and remove them"
     errno = _errno.EBUSY
+
+
+class NoRoomOnLeg(NodeError):
+    """A leg that is too small for the size that is asked for."""
+
+    template = (
+        "{path} has room for {have_bytes} bytes of data and {need_bytes} are needed; "
+        "make it larger, let a file be extended with --extend, or ask for less (--size max)"
+    )
+    errno = _errno.ENOSPC
+
+
+class ShrinkLosesData(NodeError):
+    """The array shall become smaller, and nobody has said that what lies behind its new end may go."""
+
+    template = (
+        "what lies behind the first {size_bytes} bytes of the array would be lost{what}; say --force if that is meant"
+    )
+    errno = _errno.EBUSY
+
+
+class DegradedAssumeClean(NodeError):
+    """New space shall count as equal on all legs while one of them is not there."""
+
+    template = (
+        "the array is degraded, so what is said of the new space would not be true for the leg that is missing; "
+        "grow without --assume-clean, or after the recovery"
+    )
+    errno = _errno.EBUSY
+
+
+class BadArraySize(UsageError):
+    """A size that no array can have."""
+
+    template = "the array cannot have {size_bytes} bytes: {rule}"
+
+
+class ResizeRefused(NodeError):
+    """Not all could follow a resize, and all are back at the old size."""
+
+    template = "the array has its old size again: {reason}"
+    errno = _errno.EREMOTEIO
+
+
+class ResizeUnfinished(NodeError):
+    """A resize that could neither be finished nor be taken back; nobody was served more than all have agreed on."""
+
+    template = (
+        "the resize is neither finished nor taken back: {reason}; "
+        "it is tried again as soon as nodes come or go, or ask again"
+    )
+    errno = _errno.EREMOTEIO
+
+
+class OwnSizeStays(NodeError):
+    """The node that was asked for a resize cannot do it itself."""
+
+    template = "this node: {reason}"
+    errno = _errno.EREMOTEIO
+
+
+class SlotsDisagree(NodeError):
+    """Slots of the bitmap that do not say the new size although all nodes have followed."""
+
+    template = "slots {slots} of the bitmap do not say the new size"
 
 
 class SeveralImages(AssembleError):

@@ -24,23 +24,19 @@ from raidfs.array.create import slot_image
 from raidfs.array.images import OpenImage
 from raidfs.array.legs import ArrayLeg
 from raidfs.array.new_leg import new_superblock
-from raidfs.array.request import LEGS_MAX
 from raidfs.array.spares import (
     free_number,
     has_diverged,
     has_position,
-    positions_in_use,
     readd_offset_sectors,
     recovering,
     vacant_positions,
-    with_raid_disks,
 )
 from raidfs.cluster.channel import Channel, State
 from raidfs.cluster.messages import Message, MessageType, Result
 from raidfs.devices import Devices
 from raidfs.errors import (
     AlreadyLeg,
-    BadRaidDevices,
     FormerLegDiverged,
     LegInUse,
     LockRefused,
@@ -49,10 +45,8 @@ from raidfs.errors import (
     NoSuchLeg,
     NotFormerLeg,
     NoVacantPosition,
-    PositionsInUse,
     RaidfsError,
     ReadOnlyNode,
-    SyncElsewhere,
 )
 from raidfs.format.bitmap import BitmapSuperblock
 from raidfs.format.superblock import ROLE_FAULTY, ROLE_SPARE, SUPER_OFFSET_BYTES, Superblock
@@ -113,31 +107,6 @@ class HotAdd:
         async with self._changing("remove"):
             await self._mddev.update_sb()
             await self._remove(self._array.find_leg(path))
-
-    async def set_raid_devices(self, count: int) -> None:
-        """Change the number of positions (``raidfs grow --raid-devices``).
-
-        Raises BadRaidDevices, PositionsInUse, and SyncElsewhere while any node syncs: what it has begun was for another
-        shape (B2).
-        """
-        if not 1 <= count <= LEGS_MAX:
-            raise BadRaidDevices(count=count, rule=f"from 1 to {LEGS_MAX}")
-
-        def resized(superblock: Superblock) -> Superblock:
-            found = with_raid_disks(superblock, count)
-            if found is None:
-                raise PositionsInUse(used=positions_in_use(superblock), count=count)
-            return found
-
-        async with self._changing("raid-devices"):
-            await self._mddev.update_sb(resized, prepare=self._nobody_syncs)
-
-    async def _nobody_syncs(self, superblock: Superblock) -> None:
-        # Under the token: a sync that gets the lock from now on begins with messages, after our update (B2).
-        for resource in await self._channel.lockspace.query():
-            holders = [lock.client for lock in resource.locks if lock.granted is Mode.EX]
-            if resource.name == "resync" and holders:
-                raise SyncElsewhere(holder=holders[0])
 
     # ---- steps -----------------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from raidfs._core import LegState
 from raidfs.array.array import Array
 from raidfs.array.legs import ArrayLeg
 from raidfs.array.spares import EVENTS_BEHIND_MAX, Standing, in_sync, recovering, standing, with_spares
+from raidfs.array_size import STAYS_AS_IT_WAS, ArraySize
 from raidfs.cluster.channel import Channel
 from raidfs.cluster.messages import Message, MessageType, Result
 from raidfs.cluster.mutex import ReconfigMutex
@@ -62,6 +63,7 @@ class Mddev:
         self.array = array
         self.reconfig_mutex = reconfig_mutex
         self.devices = devices
+        self.size = ArraySize(array, devices, channel.runtime)
         self.remote = RemoteResync(array, channel.runtime.now)
         self.on_work_left: Callable[[int], None] = lambda slot: None  # a node leaves with work in its slot
         self.on_sync_action: Callable[[bool], None] = lambda frozen: None  # a user stops syncs, or lets them go on
@@ -82,14 +84,15 @@ class Mddev:
         own: Callable[[int, Superblock], Superblock] | None = None,
         without: int | None = None,
         prepare: Callable[[Superblock], Awaitable[None]] | None = None,
+        always: bool = False,
     ) -> bool:
         """Change the superblock for all nodes; the caller holds reconfig_mutex. Returns whether anything was written.
 
         ``own(index, superblock)`` changes what legs say of themselves, ``prepare(superblock)`` is awaited under the
-        token before anything is written. Without a change it announces what is on disk if that may be news to somebody;
-        ``without`` is a leg that is not to be written. Raises MessageRefused and MessageNotAcknowledged *after* the
-        change is durable, NodeFenced, CannotFollow and MetadataLost before anything was written; whatever is raised,
-        the token is given back.
+        token before anything is written. Without a change it announces what is on disk if that may be news to somebody,
+        or ``always``; ``without`` is a leg that is not to be written. Raises MessageRefused and MessageNotAcknowledged
+        *after* the change is durable, NodeFenced, CannotFollow and MetadataLost before anything was written; whatever
+        is raised, the token is given back.
         """
         array = self.array
         await self._channel.metadata_update_start()
@@ -110,7 +113,7 @@ class Mddev:
             self._announce_later()
             await self._channel.metadata_update_cancel()
             raise
-        if not (written or self._marked or self._unannounced):
+        if not (written or self._marked or self._unannounced or always):
             await self._channel.metadata_update_cancel()  # someone else did it
             return False
         self.updates += 1
@@ -125,7 +128,8 @@ class Mddev:
         try:
             await self._channel.metadata_update_finish(message)
         except MessageRefused:
-            self._all_followed()  # who refused has fenced itself: all that serve have applied it
+            # Who refused has fenced itself, or could not follow in size and in all else did: all have applied the rest.
+            self._all_followed()
             raise
         except BaseException:
             self._announce_later()
@@ -168,7 +172,7 @@ class Mddev:
 
     async def _must_follow(self, superblock: Superblock) -> None:
         result = await self._applied(superblock)
-        if result is not Result.APPLIED:
+        if result is not Result.APPLIED and result not in STAYS_AS_IT_WAS:
             self._cannot_follow(result)
             raise CannotFollow(reason=result.text)
 
@@ -376,7 +380,7 @@ class Mddev:
         return self._loaded
 
     async def reload_sb(self, raid_slot: int | None, events: int) -> Result:
-        """See `raidfs.cluster.receiver.Mddev`; a result other than APPLIED has fenced this node."""
+        """See `raidfs.cluster.receiver.Mddev`; a result other than APPLIED has fenced this node, or left its size."""
         try:
             superblock = await self.array.metadata.reload(raid_slot)
             if superblock.events < events:
@@ -387,20 +391,25 @@ class Mddev:
         if superblock.events < events:
             return self._cannot_follow(Result.BEHIND)
         result = await self._applied(superblock)
-        return result if result is Result.APPLIED else self._cannot_follow(result)
+        return result if result is Result.APPLIED or result in STAYS_AS_IT_WAS else self._cannot_follow(result)
 
     async def _applied(self, superblock: Superblock) -> Result:
-        """Apply every difference; then the own slot is durable on every leg that came to be written (W13)."""
+        """Apply every difference; then the own slot is durable on every leg that came to be written (W13).
+
+        The size comes first, so that a leg which fails at that is left out already; who cannot follow in size follows
+        in all else.
+        """
         result = await self.devices.before_following(superblock)
         if result is not Result.APPLIED:
             return result
+        sized = await self.size.follow(superblock) if self._loaded else Result.APPLIED
         result, new_legs = self._follow(superblock)
         if result is Result.APPLIED and new_legs and not self.array.read_only and self._loaded:
             try:
                 await self.array.sweep_under_token()
             except OSError as e:
                 log.error("the bitmap was not written to a new leg: %s", e.strerror)  # the leg's failure is on its way
-        return result
+        return result if result is not Result.APPLIED else sized
 
     def _follow(self, superblock: Superblock) -> tuple[Result, bool]:
         """Apply every difference, in md's order (check_sb_changes); without an await, so nobody sees half of it.
@@ -410,8 +419,6 @@ class Mddev:
         Returns also whether a leg came to be written that was not before.
         """
         array = self.array
-        if superblock.size_sectors != array.layout.size_sectors:
-            return Result.SIZE, False
         found = [
             (leg, self._standing(superblock, leg, own))
             for leg in array.legs
@@ -501,9 +508,13 @@ class Mddev:
             await self._channel.no_new_dev.convert(Mode.CR)
         return Result.APPLIED
 
-    def change_capacity(self, size_sectors: int) -> Result:
+    async def bitmap_resize(self, chunk_bytes: int, size_sectors: int) -> Result:
         """See `raidfs.cluster.receiver.Mddev`."""
-        return Result.APPLIED if size_sectors == self.array.layout.size_sectors else Result.SIZE
+        return await self.size.set_chunk(chunk_bytes, size_sectors)
+
+    async def change_capacity(self, size_sectors: int) -> Result:
+        """See `raidfs.cluster.receiver.Mddev`."""
+        return await self.size.change_capacity(size_sectors)
 
 
 def _unchanged(superblock: Superblock) -> Superblock:

@@ -57,6 +57,8 @@ from raidfs.mddev import Mddev
 from raidfs.node_explain import node_explanation, to_json
 from raidfs.node_options import NodeOptions
 from raidfs.node_status import node_status
+from raidfs.resize import Resize
+from raidfs.resize_plan import Change
 from raidfs.runtime import Nursery, Runtime
 from raidfs.sync_status import sync_status
 from raidfs.sync_thread import SyncThread
@@ -74,10 +76,14 @@ class Volume:
     def __init__(self, array: Array) -> None:
         self._array = array
         self.name = array.assembly.array_name
-        self.size_bytes = array.size_bytes
         self.block_size_bytes = array.block_bytes
         self.read = array.port.read
         self.flush = array.port.flush
+
+    @property
+    def size_bytes(self) -> int:
+        """What is served now."""
+        return self._array.size_bytes
 
     async def write(self, offset: int, data: bytes, *, durable: bool) -> int:
         """Write and return the bytes taken; see `EnginePort.write`."""
@@ -103,7 +109,8 @@ class Node:
         self.mddev = Mddev(array, self.devices, channel, channel.reconfig_mutex, self.fence, self._watch)
         self.hot_add = HotAdd(self.mddev, channel, self.devices)
         self.takeover = Takeover(array, channel, self.mddev.remote, self._watch, array.legs_changed.wake_up)
-        self.sync = SyncThread(array, self.mddev, channel, self.takeover, options)
+        self.resize = Resize(self.mddev, channel, self.devices)
+        self.sync = SyncThread(array, self.mddev, channel, self.takeover, self.resize, options)
         self.mddev.remote.on_end = self.sync.wake
         self.mddev.on_work_left = self.takeover.left_with_work
         self.mddev.on_sync_action = lambda frozen: self.sync.freeze(frozen=frozen)
@@ -177,8 +184,16 @@ class Node:
         await self.hot_add.re_add(path)
 
     async def set_raid_devices(self, count: int) -> None:
-        """See `raidfs.hot_add.HotAdd.set_raid_devices`."""
-        await self.hot_add.set_raid_devices(count)
+        """Change the number of positions; raises what `raidfs.resize.Resize.grow` raises."""
+        await self.resize.grow(Change(raid_disks=count))
+
+    async def grow(self, change: Change) -> None:
+        """See `raidfs.resize.Resize.grow`."""
+        await self.resize.grow(change)
+
+    async def check_grow(self, change: Change) -> tuple[list[tuple[str, str]], RaidfsError | None]:
+        """See `raidfs.resize.Resize.check`."""
+        return await self.resize.check(change)
 
     async def touch(self) -> None:
         """See `raidfs.mddev.Mddev.touch`."""
@@ -265,6 +280,8 @@ class Node:
                 await self.refresh()
                 await self._follow_the_dead(slot)
                 await self.takeover.peer_gone(slot)
+                await self.resize.look()
+                self.sync.wake()
                 return
             except (RaidfsError, OSError) as e:
                 log.error("what slot %d has left is not taken over yet: %s", slot, e)
@@ -373,6 +390,7 @@ async def _joined(
                 node.devices.began(images)
                 nursery.start_soon(backend.run, name="leg backend")
                 await _load(node)
+                node.resize.unfinished = bool(assembly.slots_of_other_size) and not options.read_only
                 node.mddev.loaded()
                 node.receiver.already_in_cluster()
             await node.refresh()

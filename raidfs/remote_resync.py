@@ -93,7 +93,7 @@ class RemoteResync:
         self.slot = slot
         self.action = SyncAction.RESYNC
         self.progress = Progress(self._array.size_bytes, self._now())
-        self._coverage.forget()
+        self._coverage = Coverage(self._array.layout.chunk_bytes)
 
     def _suspend(self, window: Span) -> None:
         self.window = window

@@ -3,7 +3,8 @@
 It sleeps until something is due: chunks of ours are NEEDED and there are two legs to make equal; a leg is recovering; a
 spare can take a vacant position; the user asked for a check. Then
 
-1. ``resync`` in EX, waiting for whoever has it; afterwards it looks again whether anything is still due (B8);
+1. ``resync`` in EX, waiting for whoever has it; afterwards it looks again whether anything is still due (B8), and ends
+   a resize that a dead node has left half-done (`raidfs.resize`);
 2. a look at all slots: whoever had ``resync`` before us may have died with it (`raidfs.takeover`);
 3. RESYNCING_START; spares are given positions, and what legs have missed that are back is gathered from all slots.
    Only the holder of ``resync`` does that, and only it ever calls a leg in sync, so none can be in sync that was not
@@ -31,6 +32,7 @@ from raidfs.lock.api import Mode
 from raidfs.mddev import Mddev
 from raidfs.node_options import NodeOptions
 from raidfs.remote_resync import RemoteResync
+from raidfs.resize import Resize
 from raidfs.runtime import CancelScope
 from raidfs.sync_pass import SyncInterrupted, SyncPass, TooMuchLost, legs_as_they_are
 from raidfs.takeover import Takeover
@@ -46,15 +48,18 @@ RETRY_S_MAX = 60.0  # when it goes on like that: each time twice as long
 class SyncThread:
     """The sync of one node. `run` it in the node's nursery; ``wake`` it when something may have become due."""
 
-    def __init__(self, array: Array, mddev: Mddev, channel: Channel, takeover: Takeover, options: NodeOptions) -> None:
+    def __init__(
+        self, array: Array, mddev: Mddev, channel: Channel, takeover: Takeover, resize: Resize, options: NodeOptions
+    ) -> None:
         self.frozen = False
-        self.waiting = False  # for ``resync``
         self.current: SyncPass | None = None
         self.last: tuple[SyncAction, bool] | None = None  # what was done last, and whether it came to its end
         self._array = array
         self._mddev = mddev
         self._channel = channel
         self._takeover = takeover
+        self._resize = resize
+        self._resync = resize.resync
         self._options = options
         self._runtime = channel.runtime
         self._wanted: SyncAction | None = None  # check or repair
@@ -69,14 +74,24 @@ class SyncThread:
         """Look again whether something is due."""
         self._queue.wake_up()
 
+    @property
+    def waiting(self) -> bool:
+        """Whether it waits for ``resync``."""
+        return self._resync.waiting
+
     def is_due(self) -> bool:
         """Whether there is something to do now."""
+        return self._is_sync_due() or (self._resize.unfinished and not self._array.fenced)
+
+    def _is_sync_due(self) -> bool:
         due = self.due_action() is not None or bool(self._array.read_errors)
         return due and not (self.frozen or self._array.fenced)
 
     def due_action(self) -> SyncAction | None:
         """Return what should be done next, stopped or not: legs made complete or equal, then what the user asks."""
         array = self._array
+        if array.is_between_sizes:
+            return None  # what nobody may address yet cannot be synced; `raidfs.resize` ends that
         if array.spares_to_activate() or (array.recovering() and not self._is_set_aside()):
             return SyncAction.RECOVER
         writable = sum(leg.state in (LegState.IN_SYNC, LegState.RECOVERING) for leg in array.legs)
@@ -107,7 +122,7 @@ class SyncThread:
         """Check or repair, after what has to be healed is healed; raises SyncStopped, SyncRuns."""
         if self.frozen:
             raise SyncStopped()
-        holder = await self._holder()
+        holder = await self._resync.holder()
         if holder is not None or self._wanted is not None:
             raise SyncRuns(who=holder or "this node")
         self._wanted = action
@@ -161,12 +176,6 @@ class SyncThread:
             for lock in resource.locks
         )
 
-    async def _holder(self) -> str | None:
-        for resource in await self._channel.lockspace.query():
-            if resource.name == "resync":
-                return next((lock.client for lock in resource.locks if lock.granted is Mode.EX), None)
-        return None
-
     # ---- the task --------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -198,23 +207,15 @@ class SyncThread:
             self._queue.wake_up()
 
     async def _turn(self) -> None:
-        resync = await self._channel.membership.lock("resync")
+        await self._resync.lock("the sync")
         try:
-            self.waiting = True
-            await resync.convert(Mode.EX)
-            self.waiting = False
-            if self.is_due():
+            if self._resize.unfinished:
+                await self._resize.recover()
+            if self._is_sync_due():
                 await self._sync()
         finally:
-            self.waiting = False
             if not self._stopping:  # else it goes with the lock space, our slot with it
-                await self._release()
-
-    async def _release(self) -> None:
-        resync = await self._channel.membership.lock("resync")
-        if self._channel.lockspace.lost is None and resync.mode is not Mode.NL:
-            with self._runtime.cancel_scope(shield=True):
-                await resync.convert(Mode.NL)
+                await self._resync.unlock()
 
     async def _sync(self) -> None:
         channel = self._channel

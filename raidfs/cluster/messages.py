@@ -67,6 +67,10 @@ class Result(enum.IntEnum):
     NUMBER_IN_USE = 11
     LOOK_TOO_LONG = 12
     LEG_IN_USE = 13
+    NO_ROOM = 14
+    READ_ONLY = 15
+    SLOTS_WOULD_MOVE = 16
+    BUSY = 17
 
     @property
     def text(self) -> str:
@@ -89,6 +93,10 @@ _RESULT_TEXTS = {
     Result.NUMBER_IN_USE: "it has another leg with that number",
     Result.LOOK_TOO_LONG: "looking for the image took too long there; does its storage answer?",
     Result.LEG_IN_USE: "the leg is in use there",
+    Result.NO_ROOM: "a leg is too small there; see its log",
+    Result.READ_ONLY: "it is mounted read-only and cannot write its slot of the bitmap",
+    Result.SLOTS_WOULD_MOVE: "the slots of the bitmap would move there; does it know the same array?",
+    Result.BUSY: "requests behind the new end did not end in time there",
 }
 
 
@@ -105,7 +113,8 @@ class Message:
     """One message.
 
     ``low`` and ``high`` are the payload as two numbers: a range in sectors for RESYNCING, the event count and the size
-    in sectors for METADATA_UPDATED, CHANGE_CAPACITY and BITMAP_RESIZE, 0 (idle) or 1 (resync) for SYNC_ACTION.
+    in sectors for METADATA_UPDATED and CHANGE_CAPACITY, the chunk in bytes and the size in sectors for BITMAP_RESIZE, 0
+    (idle) or 1 (resync) for SYNC_ACTION.
     ``raid_slot`` is the number of a device, or what is done for RESYNCING (`raidfs.remote_resync.resyncing_code`).
     """
 

@@ -89,7 +89,10 @@ class Mddev(Protocol):
     def sync_action(self, *, frozen: bool) -> Result:
         """A user has stopped all syncs, or lets them go on (SYNC_ACTION)."""
 
-    def change_capacity(self, size_sectors: int) -> Result:
+    async def bitmap_resize(self, chunk_bytes: int, size_sectors: int) -> Result:
+        """Take another chunk for the bitmap of an array of that size (BITMAP_RESIZE)."""
+
+    async def change_capacity(self, size_sectors: int) -> Result:
         """All nodes can hold the new size: publish it (CHANGE_CAPACITY)."""
 
 
@@ -208,13 +211,13 @@ class Receiver:
             case MessageType.SYNC_ACTION:
                 return mddev.sync_action(frozen=message.low == 0)
             case MessageType.CHANGE_CAPACITY:
-                return mddev.change_capacity(message.high)
+                return await mddev.change_capacity(message.high)
             case MessageType.NEWDISK | MessageType.RE_ADD:
                 return await mddev.new_disk(message.slot, message.device_uuid, message.raid_slot)
             case MessageType.REMOVE:
                 return await mddev.remove_disk(message.device_uuid, message.raid_slot)
             case MessageType.BITMAP_RESIZE:
-                return Result.NOT_SUPPORTED
+                return await mddev.bitmap_resize(message.low, message.high)
         return Result.UNKNOWN_TYPE
 
     async def process_metadata_updated(self, message: Message) -> Result:

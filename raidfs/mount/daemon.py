@@ -41,6 +41,7 @@ from raidfs.mount.plane import open_plane
 from raidfs.mount.volume import ServedNode
 from raidfs.mount.watcher import Watcher
 from raidfs.node_options import NodeOptions
+from raidfs.resize_plan import Change
 from raidfs.runtime import Runtime, TrioRuntime
 
 log = logging.getLogger(__name__)
@@ -254,6 +255,13 @@ class _Daemon:
         async def raid_devices(params: dict[str, Any]) -> None:
             await node.set_raid_devices(server.integer(params, "count"))
 
+        async def grow(params: dict[str, Any]) -> None:
+            await node.grow(Change.from_json(params))
+
+        async def check_grow(params: dict[str, Any]) -> dict[str, Any]:
+            found, error = await node.check_grow(Change.from_json(params))
+            return {"steps": found, "failure": None if error is None else error.to_json()}
+
         async def touch(params: dict[str, Any]) -> None:
             await node.touch()
 
@@ -277,6 +285,8 @@ class _Daemon:
             "add": add,
             "re_add": re_add,
             "raid_devices": raid_devices,
+            "grow": grow,
+            "check_grow": check_grow,
             "touch": touch,
             "explain": explain,
             "umount": umount,

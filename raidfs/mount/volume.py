@@ -10,6 +10,8 @@ from typing import Any, Protocol
 from raidfs._backend_threads import ThreadBackend
 from raidfs._core import Engine
 from raidfs.control.schema import NodeStatus
+from raidfs.errors import RaidfsError
+from raidfs.resize_plan import Change
 
 
 class BlockVolume(Protocol):
@@ -20,8 +22,11 @@ class BlockVolume(Protocol):
     """
 
     name: str
-    size_bytes: int
     block_size_bytes: int
+
+    @property
+    def size_bytes(self) -> int:
+        """How much there is; a resize changes it."""
 
     async def read(self, offset: int, length: int) -> bytes:
         """Return the bytes at ``offset``; fewer than ``length`` only at the end of the volume."""
@@ -86,6 +91,12 @@ class ServedNode(Protocol):
 
     async def set_raid_devices(self, count: int) -> None:
         """Change how many legs the array shall have, on all nodes (``raidfs grow --raid-devices``)."""
+
+    async def grow(self, change: Change) -> None:
+        """Change the array's size, or the chunk of its bitmap, on all nodes (``raidfs grow``)."""
+
+    async def check_grow(self, change: Change) -> tuple[list[tuple[str, str]], RaidfsError | None]:
+        """Return the steps of that with what was found, and what stands against it (``raidfs grow --dry-run``)."""
 
     async def touch(self) -> None:
         """Do one metadata update that changes nothing but the event count, on all nodes; for tests and measuring."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 from collections.abc import Callable, Iterator, Sequence
 from unittest.mock import patch
@@ -15,6 +16,7 @@ from support.protocol import Outcome
 from support.sim_nodes import CHUNKS, SimNode, SimNodes
 
 from raidfs import devices as devices_module
+from raidfs import resize as resize_module
 from raidfs._core import OpKind
 from raidfs.array import metadata as metadata_module
 from raidfs.array.array import Array
@@ -29,6 +31,9 @@ from raidfs.format.superblock import ROLE_SPARE, Superblock
 from raidfs.hot_add import HotAdd
 from raidfs.lock.api import Mode
 from raidfs.mddev import Mddev
+from raidfs.resize import Resize
+from raidfs.resize_plan import Aim, Change
+from raidfs.resync_lock import ResyncLock
 from raidfs.sim.layout import CHUNK_BYTES
 
 SEEDS = range(3)
@@ -314,10 +319,15 @@ def test_schedule(schedule: Schedule, seed: int) -> None:
 
 @contextlib.contextmanager
 def nobody_is_asked_who_syncs() -> Iterator[None]:
-    async def wrong(hot_add: HotAdd, superblock: Superblock) -> None:
-        return
+    async def taken(lock: ResyncLock, owner: str) -> None:
+        assert lock._mutex.trylock(owner)
 
-    with patch.object(HotAdd, "_nobody_syncs", wrong):
+    async def looked(resize: Resize, change: Change, aim: Aim) -> str:
+        return ""
+
+    no_sync, *others = resize_module.STEPS
+    steps = (dataclasses.replace(no_sync, look=looked), *others)
+    with patch.object(ResyncLock, "trylock", taken), patch.object(resize_module, "STEPS", steps):
         yield
 
 

@@ -14,7 +14,6 @@ from support.sim_nodes import CHUNKS, SimNode, SimNodes
 
 from raidfs import takeover as takeover_module
 from raidfs.cluster.messages import MessageType
-from raidfs.lock.api import Mode
 from raidfs.remote_resync import RemoteResync
 from raidfs.sim.layout import CHUNK_BYTES
 from raidfs.sync_pass import SyncPass
@@ -215,10 +214,9 @@ def test_schedule(schedule: Schedule, seed: int) -> None:
 @contextlib.contextmanager
 def tried_once() -> Iterator[None]:
     async def wrong(sync: SyncThread) -> None:
-        resync = await sync._channel.membership.lock("resync")
-        await resync.convert(Mode.EX, noqueue=True)
+        await sync._resync.trylock("the sync")
         await sync._sync()
-        await sync._release()
+        await sync._resync.unlock()
 
     with patch.object(SyncThread, "_turn", wrong), patch("raidfs.sync_thread.RETRY_S", 1e6):
         yield
@@ -227,12 +225,9 @@ def tried_once() -> Iterator[None]:
 @contextlib.contextmanager
 def not_looked_again() -> Iterator[None]:
     async def wrong(sync: SyncThread) -> None:
-        resync = await sync._channel.membership.lock("resync")
-        sync.waiting = True
-        await resync.convert(Mode.EX)
-        sync.waiting = False
+        await sync._resync.lock("the sync")
         await sync._sync()
-        await sync._release()
+        await sync._resync.unlock()
 
     with patch.object(SyncThread, "_turn", wrong):
         yield

@@ -32,6 +32,7 @@ from raidfs.control.schema import (
 from raidfs.errors import ImageNotFound, LastLeg, LockspaceLost, RaidfsError
 from raidfs.mount.options import MountOptions
 from raidfs.node_options import NodeOptions
+from raidfs.resize_plan import Change
 from raidfs.runtime import Runtime
 
 UUID = "00000000:11111111:22222222:33333333"
@@ -184,6 +185,12 @@ class MemoryNode:
 
     async def set_raid_devices(self, count: int) -> None:
         return
+
+    async def grow(self, change: Change) -> None:
+        return
+
+    async def check_grow(self, change: Change) -> tuple[list[tuple[str, str]], RaidfsError | None]:
+        return [], None
 
     async def touch(self) -> None:
         return

@@ -85,7 +85,11 @@ class NotingMddev:
         self.applied.append(("SYNC_ACTION", int(frozen)))
         return self.answer
 
-    def change_capacity(self, size_sectors: int) -> Result:
+    async def bitmap_resize(self, chunk_bytes: int, size_sectors: int) -> Result:
+        self.applied.append(("BITMAP_RESIZE", chunk_bytes))
+        return self.answer
+
+    async def change_capacity(self, size_sectors: int) -> Result:
         self.applied.append(("CHANGE_CAPACITY", size_sectors))
         return self.answer
 

@@ -139,12 +139,15 @@ class SimNode:
 class SimNodes:
     """Disks, locks and nodes of one test; ``messages`` are all that were sent: client and message.
 
-    Of the disks ``legs`` make up the array, then come ``spares``; these the nodes are given. ``fresh`` are blank.
+    Of the disks ``legs`` make up the array, then come ``spares``; these the nodes are given. ``fresh`` are blank. Each
+    has room for ``room`` chunks more than the array has.
     """
 
     made: ClassVar[list[SimNodes]] = []
 
-    def __init__(self, seed: int, *, clean: bool = False, legs: int = 2, spares: int = 0, fresh: int = 0) -> None:
+    def __init__(
+        self, seed: int, *, clean: bool = False, legs: int = 2, spares: int = 0, fresh: int = 0, room: int = 0
+    ) -> None:
         self.made.append(self)
         self.nodes: list[SimNode] = []
         self.started: list[Coroutine[Any, Any, Any]] = []
@@ -155,7 +158,7 @@ class SimNodes:
         self.layout = sim_layout(CHUNKS)
         trace = Trace(keep=False)
         self.disks = [
-            SimDisk(f"disk{n}", self.layout.end_bytes, self.stepper, self.world, rng, trace)
+            SimDisk(f"disk{n}", self.layout.end_bytes + room * CHUNK_BYTES, self.stepper, self.world, rng, trace)
             for n in range(legs + spares + fresh)
         ]
         format_disks(self.disks[: self.named], self.layout, legs=legs, clean=clean)
