@@ -117,6 +117,7 @@ class Resize:
             raise ReadOnlyNode()
         await self._lock()
         try:
+            await self.recover()
             _, error = await self.check(change)
             if error is not None:
                 raise error

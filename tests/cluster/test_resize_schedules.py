@@ -306,6 +306,17 @@ def test_a_node_that_is_read_only_cannot_follow(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+def test_a_resize_first_ends_what_another_one_has_left(seed: int) -> None:
+    """B acknowledges nothing for a while, so A's resize is neither done nor taken back; it is when A is asked again."""
+    cluster, (a, b) = cluster_of(seed, "AB")
+    cluster.stepper.pause(b.group)
+    refused(cluster, grow(a, NEW), ResizeUnfinished, "was not acknowledged by B")
+    cluster.stepper.resume(b.group)
+    good(cluster, grow(a, SMALL))
+    one_size_everywhere(cluster, SMALL)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_of_two_resizes_at_once_one_is_refused_or_comes_after(seed: int) -> None:
     cluster, (a, b, _) = cluster_of(seed, "ABC")
     first, second = grow(a, NEW, assume_clean=True), grow(b, SMALL)
