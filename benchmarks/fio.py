@@ -90,7 +90,7 @@ def _fio(words: list[str], target: Target, *, size_bytes: int, seconds: float) -
         "FIO_FILE": target.file,
         "FIO_FILE2": target.second,
         "FIO_SIZE": str(size_bytes * target.files),
-        "FIO_SECONDS": f"{seconds:g}",
+        "FIO_SECONDS": f"{seconds * 1000:.0f}ms",
     }
     done = subprocess.run(
         ["fio", "--output-format=json", *words], capture_output=True, text=True, env=environment, check=False

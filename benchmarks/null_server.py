@@ -1,7 +1,8 @@
 """A FUSE file on our native plane with nothing behind it but memory: what FUSE itself allows on this machine.
 
 Each write is copied once for each of two legs, each read once; there is no engine, no bitmap and no order of writes.
-``python -m benchmarks.null_server MOUNTPOINT SIZE_BYTES`` says ``ready`` and serves until it is unmounted.
+``python -m benchmarks.null_server MOUNTPOINT SIZE_BYTES [on]`` says ``ready`` and serves until it is unmounted;
+``on`` takes requests through io_uring.
 """
 
 from __future__ import annotations
@@ -43,20 +44,29 @@ class _Volume:
 
 
 class _Served(NativePlane):
-    def __init__(self, fuse_fd: int, size_bytes: int) -> None:
+    def __init__(self, fuse_fd: int, size_bytes: int, fuse_uring: bool) -> None:
         self._size_bytes = size_bytes
-        super().__init__(fuse_fd, Engine(LEGS), None)
+        super().__init__(fuse_fd, Engine(LEGS), None, fuse_uring=fuse_uring)
 
     def _make_workers(self, engine: Engine, legs: ThreadBackend | None, count: int) -> Plane:
         fds = self._fuse_fd, self._ours.fileno(), self._done_fd
-        return NullPlane(engine, None, *fds, workers=count, ring=False, size_bytes=self._size_bytes, legs_count=LEGS)
+        return NullPlane(
+            engine,
+            None,
+            *fds,
+            workers=count,
+            ring=False,
+            uring=self._uring,
+            size_bytes=self._size_bytes,
+            legs_count=LEGS,
+        )
 
 
-async def _serve(path: str, size_bytes: int) -> None:
+async def _serve(path: str, size_bytes: int, fuse_uring: bool) -> None:
     operations = BlockFileOperations(
         _Volume(size_bytes), uid=os.geteuid(), gid=os.getegid(), created_ns=0, read_only=False
     )
-    with contextlib.closing(_Served(mountpoint.mount(path, source="null"), size_bytes)) as plane:
+    with contextlib.closing(_Served(mountpoint.mount(path, source="null"), size_bytes, fuse_uring)) as plane:
         pyfuse3.init(operations, f"/dev/fd/{plane.hand_over()}", set())
         try:
             async with trio.open_nursery() as nursery:
@@ -75,4 +85,4 @@ async def _say_ready(initialised: trio.Event) -> None:
 
 
 if __name__ == "__main__":
-    trio.run(_serve, sys.argv[1], int(sys.argv[2]))
+    trio.run(_serve, sys.argv[1], int(sys.argv[2]), sys.argv[3:] == ["on"])

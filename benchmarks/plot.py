@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.targets import TITLES
 
-SHOWN = ("raw", "null", "qemu", "raidfs", "raidfs-pyfuse3")
+SHOWN = ("raw", "null", "null-uring", "qemu", "raidfs", "raidfs-uring", "raidfs-pyfuse3")
 
 
 def draw(document: dict[str, Any], path: pathlib.Path) -> None:

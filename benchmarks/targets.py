@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import pathlib
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from contextlib import AbstractContextManager
 from raidfs.control import client
 
 _START_DEADLINE_S = 20.0
+_ENABLE_URING = pathlib.Path("/sys/module/fuse/parameters/enable_uring")
 
 TWO_NODES = "two-nodes-4k-qd32"
 _WRITES = frozenset({"randwrite-4k-qd32", "randwrite-4k-2x32", "write-1m-qd8"})
@@ -83,7 +85,14 @@ def raw_both(directory: pathlib.Path, size_bytes: int) -> Iterator[Target]:
 
 @contextlib.contextmanager
 def _raidfs(
-    directory: pathlib.Path, size_bytes: int, plane: str, *, nodes: int = 1, legs: int = 2, name: str = "plain"
+    directory: pathlib.Path,
+    size_bytes: int,
+    plane: str,
+    *,
+    nodes: int = 1,
+    legs: int = 2,
+    name: str = "plain",
+    fuse_uring: bool = False,
 ) -> Iterator[Target]:
     place = directory / f"raidfs-{plane}-{nodes}-{legs}-{name}"
     mountpoints = [place / f"mnt{number}" for number in range(nodes)]
@@ -91,7 +100,7 @@ def _raidfs(
         mountpoint.mkdir(parents=True)
     images = [str(place / name) for name in ("a.img", "b.img")]
     _run(sys.executable, "-m", "raidfs", "create", "--assume-clean", "--size", str(size_bytes), *images)
-    options = ["--plane", plane] + (["--run"] if legs < len(images) else [])
+    options = ["--plane", plane] + (["--fuse-uring"] if fuse_uring else []) + (["--run"] if legs < len(images) else [])
     with contextlib.ExitStack() as mounted:
         pids = []
         for mountpoint in mountpoints:
@@ -104,8 +113,30 @@ def _raidfs(
 
 
 def native(directory: pathlib.Path, size_bytes: int) -> AbstractContextManager[Target]:
-    """Give one node of an array of two legs, mounted as a user mounts it."""
+    """Give one node of an array of two legs, mounted as a user mounts it where the kernel is as it comes."""
     return _raidfs(directory, size_bytes, "native")
+
+
+@contextlib.contextmanager
+def native_uring(directory: pathlib.Path, size_bytes: int) -> Iterator[Target]:
+    """Give the same with FUSE over io_uring."""
+    with contextlib.ExitStack() as stack:
+        with _fuse_uring():
+            target = stack.enter_context(_raidfs(directory, size_bytes, "native", name="uring", fuse_uring=True))
+        yield target
+
+
+@contextlib.contextmanager
+def _fuse_uring() -> Iterator[None]:
+    """Let the kernel offer FUSE over io_uring in the block; a mount keeps what it got."""
+    if not os.access(_ENABLE_URING, os.W_OK):
+        raise TargetMissing("the kernel has no FUSE over io_uring, or it cannot be switched on by us")
+    before = _ENABLE_URING.read_text()
+    try:
+        _ENABLE_URING.write_text("Y")
+        yield
+    finally:
+        _ENABLE_URING.write_text(before)
 
 
 def portable(directory: pathlib.Path, size_bytes: int) -> AbstractContextManager[Target]:
@@ -135,11 +166,26 @@ def two_nodes(directory: pathlib.Path, size_bytes: int) -> AbstractContextManage
 @contextlib.contextmanager
 def null(directory: pathlib.Path, size_bytes: int) -> Iterator[Target]:
     """Give a file on our plane that is only copied from and to memory: the limit of FUSE."""
+    with _null(directory, size_bytes) as target:
+        yield target
+
+
+@contextlib.contextmanager
+def null_uring(directory: pathlib.Path, size_bytes: int) -> Iterator[Target]:
+    """Give the same with FUSE over io_uring."""
+    with contextlib.ExitStack() as stack:
+        with _fuse_uring():
+            target = stack.enter_context(_null(directory, size_bytes, "on"))
+        yield target
+
+
+@contextlib.contextmanager
+def _null(directory: pathlib.Path, size_bytes: int, *words: str) -> Iterator[Target]:
     if directory.resolve().parent != pathlib.Path("/dev/shm"):
         raise TargetMissing("there is nothing but memory behind it, it is measured beside legs in memory")
-    mountpoint = directory / "null"
+    mountpoint = directory / "-".join(("null", *words))
     mountpoint.mkdir()
-    command = [sys.executable, "-m", "benchmarks.null_server", str(mountpoint), str(size_bytes)]
+    command = [sys.executable, "-m", "benchmarks.null_server", str(mountpoint), str(size_bytes), *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -185,8 +231,10 @@ TARGETS: dict[str, Opener] = {
     "raw": raw,
     "raw-both": raw_both,
     "null": null,
+    "null-uring": null_uring,
     "qemu": qemu,
     "raidfs": native,
+    "raidfs-uring": native_uring,
     "raidfs-pyfuse3": portable,
     "raidfs-degraded": degraded,
     "raidfs-checked": checked,
@@ -197,8 +245,10 @@ TITLES = {
     "raw": "raw file, one leg, no FUSE",
     "raw-both": "raw files, both legs in turns",
     "null": "null FUSE server: copies to memory only",
+    "null-uring": "null FUSE server, over io_uring",
     "qemu": "qemu-storage-daemon, quorum of 2, FUSE export",
     "raidfs": "raidfs, 2 legs",
+    "raidfs-uring": "raidfs, 2 legs, FUSE over io_uring",
     "raidfs-pyfuse3": "raidfs, 2 legs, pyfuse3 plane",
     "raidfs-degraded": "raidfs, degraded",
     "raidfs-checked": "raidfs, during a check",

@@ -1,2 +1,2 @@
-def why_not() -> str | None:
-    """Say why io_uring cannot be used here, or return None when it can."""
+def why_not(*, wide: bool = False) -> str | None:
+    """Say why io_uring cannot be used here, with commands of files if ``wide``, or return None when it can."""

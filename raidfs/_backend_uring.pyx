@@ -9,7 +9,7 @@ import os
 
 from libc.errno cimport EBUSY, EINTR, EINVAL, ENOSYS, errno
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from raidfs._core cimport OP_FLUSH, OP_PUNCH, OP_READ, OP_WRITE_DURABLE, OP_ZERO, LegOp
 
@@ -22,6 +22,12 @@ cdef extern from *:
     #include <sys/syscall.h>
     #include <sys/uio.h>
     #include <unistd.h>
+    #ifndef IORING_SETUP_CQSIZE              /* Linux 5.5 */
+    #define IORING_SETUP_CQSIZE (1U << 3)
+    #endif
+    #ifndef IORING_SETUP_SQE128              /* Linux 5.19 */
+    #define IORING_SETUP_SQE128 (1U << 10)
+    #endif
     #ifndef IORING_SETUP_SINGLE_ISSUER       /* Linux 6.0 */
     #define IORING_SETUP_SINGLE_ISSUER (1U << 12)
     #endif
@@ -61,7 +67,7 @@ cdef extern from *:
         int32_t res
     uint8_t IORING_OP_READ, IORING_OP_WRITE, IORING_OP_FSYNC, IORING_OP_FALLOCATE, IORING_OP_POLL_ADD
     uint32_t FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE
-    uint32_t IORING_SETUP_SINGLE_ISSUER, IORING_SETUP_DEFER_TASKRUN
+    uint32_t IORING_SETUP_CQSIZE, IORING_SETUP_SQE128, IORING_SETUP_SINGLE_ISSUER, IORING_SETUP_DEFER_TASKRUN
     uint32_t IORING_FEAT_SINGLE_MMAP, IORING_FEAT_NODROP
     uint32_t IORING_FSYNC_DATASYNC, IORING_ENTER_GETEVENTS, RWF_DSYNC, EPOLLIN, EPOLLEXCLUSIVE
     uint64_t IORING_OFF_SQ_RING, IORING_OFF_SQES
@@ -77,8 +83,15 @@ cdef extern from *:
     void store "__atomic_store_n" (uint32_t *place, uint32_t value, int order) nogil
 
 
-cdef int ring_open(Ring *ring, uint32_t entries) noexcept nogil:
-    """Make a ring with room for `entries` submissions; return 0 or -errno."""
+cdef enum:
+    WIDE_COMPLETIONS = 4096          # commands may all end at once
+    OP_URING_CMD = 46                # IORING_OP_URING_CMD, Linux 5.19
+    SQE_CMD_OP = 8                   # where an entry has the command's number, and what belongs to the command
+    SQE_CMD = 48
+
+
+cdef int ring_open(Ring *ring, uint32_t entries, bint wide) noexcept nogil:
+    """Make a ring with room for `entries` submissions; return 0 or -errno. Commands of files need a `wide` one."""
     cdef io_uring_params params
     cdef uint32_t *array
     cdef uint32_t i
@@ -86,8 +99,11 @@ cdef int ring_open(Ring *ring, uint32_t entries) noexcept nogil:
     memset(&params, 0, sizeof(params))
     # Completions are worked off when this thread asks for them, and not by interrupting it.
     params.flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN
+    if wide:
+        params.flags |= IORING_SETUP_SQE128 | IORING_SETUP_CQSIZE
+        params.cq_entries = WIDE_COMPLETIONS
     ring.fd = <int> syscall(SYS_io_uring_setup, entries, &params)
-    if ring.fd < 0 and errno == EINVAL:
+    if ring.fd < 0 and errno == EINVAL and not wide:
         memset(&params, 0, sizeof(params))
         ring.fd = <int> syscall(SYS_io_uring_setup, entries, &params)
     if ring.fd < 0:
@@ -98,7 +114,8 @@ cdef int ring_open(Ring *ring, uint32_t entries) noexcept nogil:
         return -ENOSYS
     ring.rings_bytes = max(params.sq_off.array + params.sq_entries * sizeof(uint32_t),
                            params.cq_off.cqes + params.cq_entries * sizeof(io_uring_cqe))
-    ring.sqes_bytes = params.sq_entries * sizeof(io_uring_sqe)
+    ring.sqe_bytes = 2 * sizeof(io_uring_sqe) if wide else sizeof(io_uring_sqe)
+    ring.sqes_bytes = params.sq_entries * ring.sqe_bytes
     ring.rings = map_ring(ring.fd, ring.rings_bytes, IORING_OFF_SQ_RING)
     ring.sqes = map_ring(ring.fd, ring.sqes_bytes, IORING_OFF_SQES)
     if ring.rings == NULL or ring.sqes == NULL:
@@ -141,8 +158,8 @@ cdef io_uring_sqe *ring_entry(Ring *ring) noexcept nogil:
     if tail - load(ring.sq_head, __ATOMIC_ACQUIRE) >= ring.entries:
         if ring_enter(ring, 0) < 0 or tail - load(ring.sq_head, __ATOMIC_ACQUIRE) >= ring.entries:
             return NULL
-    entry = &(<io_uring_sqe *> ring.sqes)[tail & ring.sq_mask]
-    memset(entry, 0, sizeof(io_uring_sqe))
+    entry = <io_uring_sqe *> (<char *> ring.sqes + (tail & ring.sq_mask) * ring.sqe_bytes)
+    memset(entry, 0, ring.sqe_bytes)
     return entry
 
 
@@ -190,6 +207,37 @@ cdef int ring_push_poll(Ring *ring, int fd, bint exclusive, uint64_t name) noexc
     return 0
 
 
+cdef int ring_push_read(Ring *ring, int fd, void *data, uint32_t length, uint64_t name) noexcept nogil:
+    """Queue a read of what comes next in `fd`, an eventfd."""
+    cdef io_uring_sqe *entry = ring_entry(ring)
+    if entry == NULL:
+        return -EBUSY
+    entry.opcode = IORING_OP_READ
+    entry.fd = fd
+    entry.addr = <uint64_t> <size_t> data
+    entry.len = length
+    entry.user_data = name
+    ring_queued(ring)
+    return 0
+
+
+cdef int ring_push_command(Ring *ring, int fd, uint32_t command, const void *data, uint32_t length, iovec *pieces,
+                           uint32_t count, uint64_t name) noexcept nogil:
+    """Queue a command of a file with up to 80 bytes of its own; the ring must be a wide one."""
+    cdef io_uring_sqe *entry = ring_entry(ring)
+    if entry == NULL:
+        return -EBUSY
+    entry.opcode = OP_URING_CMD
+    entry.fd = fd
+    (<uint32_t *> (<char *> entry + SQE_CMD_OP))[0] = command
+    entry.addr = <uint64_t> <size_t> pieces
+    entry.len = count
+    entry.user_data = name
+    memcpy(<char *> entry + SQE_CMD, data, length)
+    ring_queued(ring)
+    return 0
+
+
 cdef int ring_enter(Ring *ring, uint32_t wait) noexcept nogil:
     """Give what is queued to the kernel and wait for that many completions; return 0 or -errno."""
     cdef long done = syscall(SYS_io_uring_enter, ring.fd, ring.queued, wait, IORING_ENTER_GETEVENTS, NULL, 0)
@@ -212,10 +260,10 @@ cdef bint ring_take(Ring *ring, uint64_t *name, int32_t *result) noexcept nogil:
     return True
 
 
-def why_not():
+def why_not(*, bint wide=False):
     """Say why io_uring cannot be used here, or return None when it can."""
     cdef Ring ring
-    cdef int result = ring_open(&ring, 8)
+    cdef int result = ring_open(&ring, 8, wide)
     if result < 0:
         return os.strerror(-result)
     ring_close(&ring)

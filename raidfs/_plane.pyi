@@ -8,6 +8,7 @@ class Plane:
     ``fuse_fd`` is the mounted ``/dev/fuse`` and ``pyfuse3_fd`` our end of the socket pair; the caller keeps owning
     both. 1 is added to the eventfd ``done_fd`` when no worker runs any more and every data request has its answer.
     With ``ring`` each worker has an io_uring for legs that are not in memory; without it the pool carries those out.
+    With ``uring`` the workers take requests through io_uring, too, from `begin_uring` on.
     """
 
     def __init__(
@@ -20,7 +21,14 @@ class Plane:
         *,
         workers: int,
         ring: bool,
+        uring: bool = False,
     ) -> None: ...
+    def prepare(self, number: int) -> bool:
+        """Get ready to be worker ``number``, in its thread; return whether it has the ring that it was to have."""
+
+    def begin_uring(self) -> None:
+        """Take requests through io_uring from now on: the kernel has got the answer to INIT that allows it."""
+
     def work(self, number: int) -> None:
         """Be worker ``number`` until the mount is gone or `stop`; requests of its may still wait for something then."""
 
@@ -56,6 +64,7 @@ class NullPlane(Plane):
         *,
         workers: int,
         ring: bool,
+        uring: bool = False,
         size_bytes: int,
         legs_count: int,
     ) -> None: ...

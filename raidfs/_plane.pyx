@@ -7,7 +7,8 @@ is in plane/:
 
 * fuse.pxi: the messages; slots.pxi: a request and its buffer; messages.pxi: receiving, passing on, answering;
 * extents.pxi: holes, zeros and the size;
-* workers.pxi: who waits for what, and who carries leg operations out; null.pxi: a server to compare with.
+* workers.pxi: who waits for what, and who carries leg operations out; null.pxi: a server to compare with;
+* uring.pxi: requests that come through io_uring instead of ``/dev/fuse``.
 """
 
 import os
@@ -18,9 +19,12 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from raidfs._backend_threads cimport Pool, ThreadBackend, carry_out
-from raidfs._backend_uring cimport Ring, ring_close, ring_enter, ring_open, ring_push_op, ring_push_poll, ring_take
+from raidfs._backend_uring cimport (
+    Ring, iovec, ring_close, ring_enter, ring_open, ring_push_command, ring_push_op, ring_push_poll, ring_push_read,
+    ring_take,
+)
 from raidfs._core cimport (
-    OP_FLUSH, OP_PUNCH, OP_ZERO, REQUEST_BYTES_MAX, REQUEST_DURABLE, REQUEST_FLUSH, REQUEST_PUNCH,
+    PAGE_BYTES, OP_FLUSH, OP_PUNCH, OP_ZERO, REQUEST_BYTES_MAX, REQUEST_DURABLE, REQUEST_FLUSH, REQUEST_PUNCH,
     REQUEST_READ, REQUEST_WRITE, REQUEST_ZERO, Engine, EngineState, LegOp, Port, Request, engine_complete_op_locked,
     engine_submit, engine_submit_locked, engine_take_op_locked, engine_take_replies_locked, engine_unlock,
     pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
@@ -51,6 +55,7 @@ cdef extern from *:
     #define MCL_ONFAULT 4
     #endif
     #define RAIDFS_ATOMIC_ADD(place, value) __atomic_add_fetch(place, value, __ATOMIC_SEQ_CST)
+    #define RAIDFS_ATOMIC_STORE(place, value) __atomic_store_n(place, value, __ATOMIC_SEQ_CST)
     #define RAIDFS_ATOMIC_LOAD(place) __atomic_load_n(place, __ATOMIC_SEQ_CST)
 
     /* Ends a worker's wait in read(2): any signal with a handler does, when it does not restart the call. */
@@ -62,9 +67,16 @@ cdef extern from *:
         action.sa_handler = raidfs_wake;
         return sigaction(SIGURG, &action, NULL);
     }
+
+    static __thread void *raidfs_worker;             /* of a thread that is one and has a ring */
+    static void *raidfs_this_worker(void) { return raidfs_worker; }
+    static void raidfs_set_worker(void *worker) { raidfs_worker = worker; }
     """
     int64_t atomic_add "RAIDFS_ATOMIC_ADD" (int64_t *place, int64_t value) nogil
     int64_t atomic_load "RAIDFS_ATOMIC_LOAD" (int64_t *place) nogil
+    void atomic_store "RAIDFS_ATOMIC_STORE" (int64_t *place, int64_t value) nogil
+    void *raidfs_this_worker() nogil
+    void raidfs_set_worker(void *worker) nogil
     int raidfs_wake_signal()
     int SIGURG
     ctypedef struct pthread_t:
@@ -83,9 +95,6 @@ cdef extern from *:
     int SEEK_DATA, SEEK_HOLE
     int64_t lseek(int fd, int64_t offset, int whence) nogil
     int ioctl(int fd, unsigned long request, ...) nogil
-    struct iovec:
-        void *iov_base
-        size_t iov_len
     ssize_t readv(int fd, const iovec *vectors, int count) nogil
     ssize_t writev(int fd, const iovec *vectors, int count) nogil
     ssize_t write(int fd, const void *data, size_t length) nogil
@@ -106,6 +115,7 @@ include "plane/slots.pxi"
 include "plane/messages.pxi"
 include "plane/extents.pxi"
 include "plane/workers.pxi"
+include "plane/uring.pxi"
 
 
 cdef class Plane:
@@ -121,7 +131,7 @@ cdef class Plane:
     cdef bint closed
 
     def __cinit__(self, Engine engine not None, ThreadBackend legs, int fuse_fd, int pyfuse3_fd, int done_fd, *,
-                  int workers, bint ring, **others):
+                  int workers, bint ring, bint uring=False, **others):
         cdef int i
         self.engine = engine
         self.legs = legs
@@ -137,15 +147,23 @@ cdef class Plane:
         self.state.done_fd = done_fd
         pthread_mutex_init(&self.state.mutex, NULL)
         self.count = workers
+        self.state.count = workers
+        self.state.queues = os.sysconf("SC_NPROCESSORS_CONF")
+        self.state.workers = self.workers
         self.stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         for i in range(workers):
             self.fds.append(fuse_fd if i == 0 else _cloned(fuse_fd))
-            os.set_blocking(self.fds[i], not ring)
+            os.set_blocking(self.fds[i], not (ring or uring))
             self.workers[i].plane = self.state
             self.workers[i].fd = self.fds[i]
             self.workers[i].stop_fd = self.stop_fd
             self.workers[i].ring.fd = -1
+            self.workers[i].number = i
             self.workers[i].has_ring = ring
+            self.workers[i].wants_ring = ring or uring
+            self.workers[i].is_wide = uring
+            self.workers[i].wake_fd = os.eventfd(0, os.EFD_CLOEXEC) if uring else -1
+            pthread_mutex_init(&self.workers[i].outbox_mutex, NULL)
             self.workers[i].backwards = i % 2 != 0
         self.state.running = workers
         raidfs_wake_signal()
@@ -163,6 +181,7 @@ cdef class Plane:
         if self.workers != NULL:
             for i in range(self.count):
                 slots_free(&self.workers[i].slots)
+                uring_free(&self.workers[i])
         if self.state != NULL:
             slots_free(&self.state.spare)
             while self.state.passed != NULL:
@@ -171,6 +190,22 @@ cdef class Plane:
                 free(passed)
         free(self.workers)
         free(self.state)
+
+    def prepare(self, int number):
+        """Get ready to be worker `number`, in its thread; return whether it has the ring that it was to have."""
+        cdef Worker *worker = &self.workers[number]
+        if worker.wants_ring and ring_open(&worker.ring, RING_ENTRIES, worker.is_wide) < 0:
+            worker.has_ring = False
+            worker.wants_ring = False
+            return False
+        return True
+
+    def begin_uring(self):
+        """Take requests through io_uring from now on: the kernel has got the answer to INIT that allows it."""
+        cdef int i
+        atomic_store(&self.state.uring, 1)
+        for i in range(self.count):
+            uring_wake(&self.workers[i])
 
     def work(self, int number):
         """Be worker `number`, until the mount is gone or `stop`; its requests may still wait for something then."""
@@ -186,6 +221,7 @@ cdef class Plane:
 
     def close(self):
         """Give up: answers that come later are dropped. The workers must have ended; a second call does nothing."""
+        cdef int i
         if self.closed:
             return
         self.closed = True
@@ -198,6 +234,9 @@ cdef class Plane:
         for fd in self.fds[1:]:
             if fd != self.fds[0]:
                 os.close(fd)
+        for i in range(self.count):
+            if self.workers[i].wake_fd >= 0:
+                os.close(self.workers[i].wake_fd)
         os.close(self.stop_fd)
 
     def waiting_for(self, uint64_t unique):
@@ -215,6 +254,7 @@ cdef class Plane:
         cdef Passed **place
         cdef Passed *passed
         cdef int fd = self.fds[0]
+        cdef Slot *slot = NULL
         cdef OutHeader *header = <OutHeader *> &message[0]
         cdef ssize_t n
         pthread_mutex_lock(&self.state.mutex)
@@ -222,9 +262,13 @@ cdef class Plane:
         passed = place[0]
         if passed != NULL:
             fd = passed.fd
+            slot = passed.slot
             place[0] = passed.next
             free(passed)
         pthread_mutex_unlock(&self.state.mutex)
+        if slot != NULL:
+            uring_answer(slot, header, <void *> (header + 1), <size_t> message.shape[0] - sizeof(OutHeader))
+            return 0
         piece.iov_base = <void *> &message[0]
         piece.iov_len = <size_t> message.shape[0]
         with nogil:

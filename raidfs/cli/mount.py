@@ -117,6 +117,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--foreground", action="store_true", help="be the node in this process; SIGTERM unmounts")
     parser.add_argument("--plane", choices=PLANES, default=PLANES[0], help="who serves data (default: %(default)s)")
     parser.add_argument(
+        "--fuse-uring",
+        action="store_true",
+        help="take requests through io_uring instead of /dev/fuse where the kernel offers that "
+        "(/sys/module/fuse/parameters/enable_uring): better for many small requests, worse for large ones",
+    )
+    parser.add_argument(
         "--fault",
         metavar="SPEC",
         action="append",
@@ -154,6 +160,7 @@ def run(args: argparse.Namespace) -> int:
             faults=_faults(args.fault, args.images),
         ),
         plane=args.plane,
+        fuse_uring=args.fuse_uring,
     )
     if not args.foreground:
         from raidfs.mount.launch import launch

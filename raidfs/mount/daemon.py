@@ -37,7 +37,7 @@ from raidfs.errors import BadRange, MountError, MountInterrupted, MountpointServ
 from raidfs.mount import mountpoint
 from raidfs.mount.operations import BlockFileOperations
 from raidfs.mount.options import MountOptions
-from raidfs.mount.plane import open_plane
+from raidfs.mount.plane import ServingPlane, open_plane
 from raidfs.mount.volume import ServedNode
 from raidfs.mount.watcher import Watcher
 from raidfs.node_options import NodeOptions
@@ -145,12 +145,11 @@ class _Daemon:
 
     async def _serve(self, node: ServedNode) -> None:
         fuse_fd = await trio.to_thread.run_sync(self._mount, node)
-        plane = open_plane(self._options.plane, fuse_fd, node)
-        self._plane = plane.name
+        plane = open_plane(self._options.plane, fuse_fd, node, fuse_uring=self._options.fuse_uring)
         with contextlib.closing(plane):
             async with _pyfuse3(self._operations(node), plane.hand_over()), trio.open_nursery() as nursery:
                 initialised = trio.Event()
-                nursery.start_soon(self._announce, initialised)
+                nursery.start_soon(self._announce, initialised, plane)
                 await plane.run(initialised)
                 self._phase = _Phase.LEAVING
                 nursery.cancel_scope.cancel()
@@ -180,8 +179,9 @@ class _Daemon:
             read_only=self._options.node.read_only,
         )
 
-    async def _announce(self, initialised: trio.Event) -> None:
+    async def _announce(self, initialised: trio.Event, plane: ServingPlane) -> None:
         await initialised.wait()
+        self._plane = plane.name
         self._phase = _Phase.SERVING
         self._since_s = time.time()
         self._usable.set()

@@ -18,11 +18,13 @@ class MountOptions:
     mountpoint: str
     node: NodeOptions
     plane: Plane = "native"
+    fuse_uring: bool = False
 
     def arguments(self) -> list[str]:
         """Return the words after ``raidfs mount`` that mean the same, for the process that becomes the daemon."""
         node = self.node
         words = ["--lock", node.lock, "--plane", self.plane]
+        words += ["--fuse-uring"] if self.fuse_uring else []
         words += ["--run"] if node.run else []
         words += ["--read-only"] if node.read_only else []
         words += ["--buffered"] if node.buffered else []

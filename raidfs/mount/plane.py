@@ -32,11 +32,15 @@ POOL_WORKERS = 32
 
 _STOP_AGAIN_S = 0.01
 
+_ENABLE_URING = "/sys/module/fuse/parameters/enable_uring"
+
 
 class ServingPlane(Protocol):
     """What serves one mount until it is gone; `raidfs.mount.relay.Relay` and `NativePlane` are two."""
 
-    name: Plane
+    @property
+    def name(self) -> str:
+        """What `raidfs status` calls it; to be asked when the mount is initialised."""
 
     @property
     def in_flight(self) -> int:
@@ -55,12 +59,12 @@ class ServingPlane(Protocol):
         """Close the mount's descriptor and the socket pair; a second call does nothing."""
 
 
-def open_plane(wanted: Plane, fuse_fd: int, node: ServedNode) -> ServingPlane:
+def open_plane(wanted: Plane, fuse_fd: int, node: ServedNode, *, fuse_uring: bool = False) -> ServingPlane:
     """Return the plane that ``wanted`` names, or the portable one and a line in the log that says why."""
     if wanted == "native":
         engine = node.engine
         if engine is not None:
-            return NativePlane(fuse_fd, engine, node.leg_threads())
+            return NativePlane(fuse_fd, engine, node.leg_threads(), fuse_uring=fuse_uring)
         log.warning("there is no engine behind this volume that the native plane could feed; pyfuse3 serves the data")
     return Relay(fuse_fd, node.volume)
 
@@ -72,24 +76,36 @@ class NativePlane:
     legs, and what the workers leave to it; None leaves all of that to a backend of its own (``--fault``).
     """
 
-    name: Plane = "native"
-
-    def __init__(self, fuse_fd: int, engine: Engine, legs: ThreadBackend | None) -> None:
+    def __init__(self, fuse_fd: int, engine: Engine, legs: ThreadBackend | None, *, fuse_uring: bool = False) -> None:
         self._fuse_fd = fuse_fd
+        self._uring = fuse_uring and _can_use_fuse_uring()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._ours = trio.socket.from_stdlib_socket(ours)
         self._pyfuse3_fd = theirs.detach()
         self._done_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         count = min(max(os.cpu_count() or 1, WORKERS_MIN), WORKERS_MAX)
         self._workers = self._make_workers(engine, legs, count)
+        self._prepared = threading.Barrier(count)
         self._threads = [
-            threading.Thread(target=self._workers.work, args=(number,), name=f"plane-{number}", daemon=True)
+            threading.Thread(target=self._be_worker, args=(number,), name=f"plane-{number}", daemon=True)
             for number in range(count)
         ]
 
     def _make_workers(self, engine: Engine, legs: ThreadBackend | None, count: int) -> NativeWorkers:
         fds = self._fuse_fd, self._ours.fileno(), self._done_fd
-        return NativeWorkers(engine, legs, *fds, workers=count, ring=_wants_ring(legs))
+        return NativeWorkers(engine, legs, *fds, workers=count, ring=_wants_ring(legs), uring=self._uring)
+
+    def _be_worker(self, number: int) -> None:
+        # Whether every worker has its ring must be known before the kernel's INIT is answered.
+        if not self._workers.prepare(number):
+            self._uring = False
+        self._prepared.wait()
+        self._workers.work(number)
+
+    @property
+    def name(self) -> str:
+        """See `ServingPlane.name`."""
+        return "native, FUSE over io_uring" if self._uring else "native"
 
     def hand_over(self) -> int:
         """See `ServingPlane.hand_over`."""
@@ -135,13 +151,29 @@ class NativePlane:
             opcode = self._workers.waiting_for(unique)
             if opcode == wire.INIT and not error:
                 message = wire.with_our_limits(message)
+                if self._uring:
+                    message = wire.with_io_uring(message)
             elif opcode == wire.OPEN and not error:
                 message = wire.with_parallel_writes(message)
             _ignore_lost_callers(self._workers.answer(message))
             if opcode == wire.INIT:
                 if error:
                     raise OSError(error, "pyfuse3 refused the kernel's INIT")
+                if self._uring:
+                    self._workers.begin_uring()
                 initialised.set()
+
+
+def _can_use_fuse_uring() -> bool:
+    try:
+        with open(_ENABLE_URING, encoding="ascii") as parameter:
+            reason = None if parameter.read().strip() == "Y" else f"{_ENABLE_URING} is not Y"
+    except OSError as error:
+        reason = f"{_ENABLE_URING}: {error.strerror}"
+    reason = reason or why_no_uring(wide=True)
+    if reason is not None:
+        log.warning("FUSE over io_uring cannot be used (%s); requests come through /dev/fuse", reason)
+    return reason is None
 
 
 def _ignore_lost_callers(number: int) -> None:

@@ -25,7 +25,6 @@ from collections.abc import Callable, Iterator
 import trio
 
 from raidfs.mount import wire
-from raidfs.mount.options import Plane
 from raidfs.mount.volume import BlockVolume
 
 log = logging.getLogger(__name__)
@@ -42,7 +41,7 @@ class Relay:
     pyfuse3 its descriptor, `run` does the work, `close` is for the end.
     """
 
-    name: Plane = "pyfuse3"
+    name = "pyfuse3"
 
     def __init__(self, fuse_fd: int, volume: BlockVolume) -> None:
         self._fuse_fd = fuse_fd

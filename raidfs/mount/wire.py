@@ -32,6 +32,9 @@ SPLICE_WRITE = 1 << 7
 SPLICE_MOVE = 1 << 8
 SPLICE_READ = 1 << 9
 ASYNC_DIO = 1 << 15
+INIT_EXT = 1 << 30
+# in the second word of flags
+OVER_IO_URING = 1 << (41 - 32)
 
 # open flags in the answer to OPEN (FOPEN_*)
 FOPEN_DIRECT_IO = 1 << 0
@@ -51,6 +54,10 @@ _OPEN_OUT = struct.Struct("=QII")  # fh open_flags padding
 _INIT_IN = struct.Struct("=IIII")  # major minor max_readahead flags
 # major minor max_readahead flags max_background congestion_threshold max_write time_gran max_pages
 _INIT_OUT = struct.Struct("=IIIIHHIIH")
+
+# behind them: map_alignment and flags2
+_INIT_OUT_FLAGS_2 = _INIT_OUT.size + 2
+_FLAGS_2 = struct.Struct("=I")
 
 WRITE_DATA_OFFSET = IN_HEADER_BYTES + _WRITE_IN.size
 
@@ -146,6 +153,15 @@ def with_our_limits(init_answer: bytes) -> bytes:
     fields[6] = min(fields[6], REQUEST_BYTES_MAX)
     fields[8] = min(fields[8], REQUEST_BYTES_MAX // PAGE_BYTES)
     _INIT_OUT.pack_into(answer, OUT_HEADER_BYTES, *fields)
+    return bytes(answer)
+
+
+def with_io_uring(init_answer: bytes) -> bytes:
+    """Return the answer to INIT that asks for requests through io_uring."""
+    answer = bytearray(_with_init_flags(init_answer, _INIT_OUT, OUT_HEADER_BYTES, cleared=0, set_=INIT_EXT))
+    place = OUT_HEADER_BYTES + _INIT_OUT_FLAGS_2
+    (more,) = _FLAGS_2.unpack_from(answer, place)
+    _FLAGS_2.pack_into(answer, place, more | OVER_IO_URING)
     return bytes(answer)
 
 

@@ -65,7 +65,6 @@ cdef void lseek_answer(PlaneState *plane, Slot *slot) noexcept nogil:
     cdef int64_t found = -1
     cdef uint32_t leg
     cdef int fd = -1
-    cdef iovec piece
     pthread_mutex_lock(&e.mutex)
     size = e.capacity
     for leg in range(e.legs_count):
@@ -83,27 +82,13 @@ cdef void lseek_answer(PlaneState *plane, Slot *slot) noexcept nogil:
     if body.whence == <uint32_t> SEEK_DATA and (found < 0 or <uint64_t> found >= base + size):
         answer(slot, -ENXIO)
         return
-    memset(&out, 0, sizeof(out))
     out.offset = min(<uint64_t> found - base, size) if found >= 0 else size
-    piece.iov_base = &out
-    piece.iov_len = sizeof(out)
-    answer_with(slot, &out.header, &piece)
+    answer_with(slot, 0, &out, sizeof(out))
 
 
 cdef void size_answer(PlaneState *plane, Slot *slot) noexcept nogil:
     """BLKGETSIZE64: the array's capacity in bytes, for programs that ask a file as they would a device."""
     cdef SizeAnswer out
-    cdef iovec piece
     memset(&out, 0, sizeof(out))
     out.size = array_size(plane)
-    piece.iov_base = &out
-    piece.iov_len = sizeof(out)
-    answer_with(slot, &out.header, &piece)
-
-
-cdef void answer_with(Slot *slot, OutHeader *header, iovec *piece) noexcept nogil:
-    header.unique = slot.head.header.unique
-    header.error = 0
-    header.len = <uint32_t> piece.iov_len
-    while writev(slot.fd, piece, 1) < 0 and errno == EINTR:
-        pass
+    answer_with(slot, 0, &out, sizeof(out))

@@ -57,8 +57,7 @@ cdef struct OutHeader:               # struct fuse_out_header
     int32_t error
     uint64_t unique
 
-cdef struct WriteAnswer:             # fuse_out_header and fuse_write_out
-    OutHeader header
+cdef struct WriteAnswer:             # struct fuse_write_out
     uint32_t size
     uint32_t padding
 
@@ -83,12 +82,10 @@ cdef struct IoctlBody:               # struct fuse_ioctl_in
     uint32_t in_size
     uint32_t out_size
 
-cdef struct LseekAnswer:             # fuse_out_header and fuse_lseek_out
-    OutHeader header
+cdef struct LseekAnswer:             # struct fuse_lseek_out
     uint64_t offset
 
-cdef struct SizeAnswer:              # fuse_out_header, fuse_ioctl_out and what BLKGETSIZE64 gives
-    OutHeader header
+cdef struct SizeAnswer:              # struct fuse_ioctl_out and what BLKGETSIZE64 gives
     int32_t result
     uint32_t flags
     uint32_t in_iovs

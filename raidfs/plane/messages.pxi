@@ -73,24 +73,32 @@ cdef void answer(Slot *slot, int64_t result) noexcept nogil:
     forgot the request; ENODEV: the mount is gone, and with it whoever waited.
     """
     cdef WriteAnswer out
-    cdef iovec pieces[2]
-    cdef int count = 1
-    out.header.unique = slot.head.header.unique
-    out.header.error = 0
-    pieces[0].iov_base = &out
-    pieces[0].iov_len = sizeof(OutHeader)
     if result < 0:
-        out.header.error = <int32_t> result
+        answer_with(slot, <int32_t> result, NULL, 0)
     elif slot.head.header.opcode == FUSE_READ:
-        pieces[1].iov_base = slot.payload
-        pieces[1].iov_len = <size_t> result
-        count = 2
+        answer_with(slot, 0, slot.payload, <size_t> result)
     elif slot.head.header.opcode == FUSE_WRITE:
         out.size = <uint32_t> result
         out.padding = 0
-        pieces[0].iov_len = sizeof(WriteAnswer)
-    out.header.len = <uint32_t> (pieces[0].iov_len + (pieces[1].iov_len if count == 2 else 0))
-    while writev(slot.fd, pieces, count) < 0 and errno == EINTR:
+        answer_with(slot, 0, &out, sizeof(out))
+    else:
+        answer_with(slot, 0, NULL, 0)
+
+
+cdef void answer_with(Slot *slot, int32_t error, const void *body, size_t length) noexcept nogil:
+    cdef OutHeader header
+    cdef iovec pieces[2]
+    header.unique = slot.head.header.unique
+    header.error = error
+    header.len = <uint32_t> (sizeof(header) + length)
+    if slot.entry != NULL:
+        uring_answer(slot, &header, body, length)
+        return
+    pieces[0].iov_base = &header
+    pieces[0].iov_len = sizeof(header)
+    pieces[1].iov_base = <void *> body
+    pieces[1].iov_len = length
+    while writev(slot.fd, pieces, 2) < 0 and errno == EINTR:
         pass
 
 
@@ -103,6 +111,7 @@ cdef struct Passed:                  # a request that pyfuse3 has not answered y
     uint64_t unique
     uint32_t opcode
     int fd
+    Slot *slot                       # of an entry of io_uring, or NULL
     Passed *next
 
 
@@ -121,7 +130,7 @@ cdef void pass_on(PlaneState *plane, Slot *slot) noexcept nogil:
     """
     cdef Head *head = &slot.head
     cdef Passed *passed
-    cdef iovec pieces[2]
+    cdef iovec pieces[3]
     cdef pollfd writable
     cdef uint32_t opcode = head.header.opcode
     cdef bint known = True
@@ -139,19 +148,24 @@ cdef void pass_on(PlaneState *plane, Slot *slot) noexcept nogil:
         passed.unique = head.header.unique
         passed.opcode = opcode
         passed.fd = slot.fd
+        passed.slot = slot if slot.entry != NULL else NULL
         pthread_mutex_lock(&plane.mutex)
         passed.next = plane.passed
         plane.passed = passed
         pthread_mutex_unlock(&plane.mutex)
     if not known:
         return
-    pieces[0].iov_base = head
-    pieces[0].iov_len = min(head.header.len, <uint32_t> HEAD_BYTES)
-    pieces[1].iov_base = slot.payload
-    pieces[1].iov_len = head.header.len - <uint32_t> pieces[0].iov_len
+    if slot.entry != NULL:
+        uring_pass_on(plane, slot, pieces)
+    else:
+        pieces[0].iov_base = head
+        pieces[0].iov_len = min(head.header.len, <uint32_t> HEAD_BYTES)
+        pieces[1].iov_base = slot.payload
+        pieces[1].iov_len = head.header.len - <uint32_t> pieces[0].iov_len
+        pieces[2].iov_len = 0
     writable.fd = plane.pyfuse3_fd
     writable.events = POLLOUT
-    while writev(plane.pyfuse3_fd, pieces, 2) < 0:
+    while writev(plane.pyfuse3_fd, pieces, 3) < 0:
         if errno == EAGAIN and not is_stopping(plane):
             poll(&writable, 1, PASS_ON_MS)
         elif errno != EINTR:

@@ -1,16 +1,13 @@
 # A server that does nothing but copy: the limit of FUSE itself on this machine, for scripts/bench.
 
-cdef void work_null(Worker *worker) noexcept nogil:
+cdef void turn_null(Worker *worker) noexcept nogil:
     """Serve from memory: a write is copied once for each leg, a read once."""
     cdef PlaneState *plane = worker.plane
     cdef Slot *slot
     cdef uint32_t i
-    while not (worker.over or is_stopping(plane)):
-        take_request(worker)
+    while worker.batch != NULL:
         slot = worker.batch
-        if slot == NULL:
-            continue
-        worker.batch = NULL
+        worker.batch = slot.next
         if slot.r.kind == REQUEST_READ:
             memcpy(slot.payload, plane.null_legs + slot.r.offset, slot.r.length)
         elif slot.r.kind == REQUEST_WRITE:
@@ -25,7 +22,7 @@ cdef class NullPlane(Plane):
     """A `Plane` over memory of its own instead of an engine; see ``_plane.pyi``."""
 
     def __cinit__(self, Engine engine not None, ThreadBackend legs, int fuse_fd, int pyfuse3_fd, int done_fd, *,
-                  int workers, bint ring, uint64_t size_bytes, uint32_t legs_count):
+                  int workers, bint ring, bint uring=False, uint64_t size_bytes=0, uint32_t legs_count=1):
         cdef void *place = mmap(NULL, size_bytes * legs_count, PROT_READ | PROT_WRITE,
                                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
         if place == MAP_FAILED:

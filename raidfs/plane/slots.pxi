@@ -11,6 +11,8 @@ cdef enum:
     HUGE_SLOTS = 8                   # slots of each worker whose buffers are huge pages; they are used first
     HUGE_BYTES = 2 * 1024 * 1024
 
+cdef struct Entry
+
 cdef struct Slot:
     Request r                        # the engine's, first: its address is the slot's
     Slot *next
@@ -18,6 +20,7 @@ cdef struct Slot:
     uint64_t next_offset             # FALLOCATE: what is left to do, see extents.pxi
     uint64_t end_offset
     bint is_huge                     # one of those, which stay as long as the worker
+    Entry *entry                     # that it is the slot of, see uring.pxi; NULL: it came through /dev/fuse
     uint64_t touched                 # bytes of the buffer that have memory behind them, at most
     Head head
     unsigned char *payload
@@ -65,6 +68,8 @@ cdef void slots_add_huge(SlotList *slots) noexcept nogil:
 
 cdef void slots_put(SlotList *slots, Slot *slot) noexcept nogil:
     """Keep a slot for later, or give it back to the system."""
+    if slot.entry != NULL:           # the kernel has it
+        return
     if slot.is_huge:
         slot.next = slots.huge
         slots.huge = slot

@@ -10,11 +10,16 @@ cdef enum:
     TAKEN_MAX = 256                  # leg operations that are taken in one turn
     RING_ENTRIES = 256
     RING_OPS_MAX = 512               # leg operations in flight in one ring: above it others have to take them
+    BATCH_BYTES = 64 * 1024          # the same of io_uring, a page counted for each request: 8 small ones, 1 large one
     BATCH_REQUESTS = 4               # requests that are read between two turns: more would leave less to the others
 
 cdef enum:                           # names of completions that are no leg operation's; those are addresses
     NAME_REQUEST = 1
     NAME_STOP = 2
+    NAME_WAKE = 3
+    NAME_ENTRY = 1                   # this bit, in the address of an entry of FUSE over io_uring
+
+cdef struct EntryBlock
 
 cdef struct Ended:
     LegOp *op
@@ -27,6 +32,7 @@ cdef enum:                           # Worker.life, guarded by the plane's mutex
 
 cdef struct Worker:
     PlaneState *plane
+    int number
     int life
     pthread_t thread
     int fd
@@ -36,13 +42,25 @@ cdef struct Worker:
     SlotList slots
     Slot *batch                      # read, and not handed in yet; oldest first
     Slot *batch_tail
+    uint64_t batch_bytes
     uint32_t ended_count
     Ended ended[ENDED_MAX]
     Ring ring
-    bint has_ring
+    bint has_ring                    # for leg operations
+    bint wants_ring                  # for these, or for requests
+    bint is_wide
     bint polls_request
     bint polls_stop
     uint32_t in_ring
+    bint device_ready                # something may be had from /dev/fuse
+    int registered                   # steps of uring_register that are done
+    EntryBlock *blocks
+    int wake_fd                      # eventfd; told when the outbox has something
+    uint64_t wakes                   # what is read from it
+    bint polls_wake
+    int64_t woken                    # answers put into the outbox since it was last emptied
+    pthread_mutex_t outbox_mutex
+    Entry *outbox
 
 cdef struct PlaneState:
     EngineState *e
@@ -55,6 +73,11 @@ cdef struct PlaneState:
     int64_t delivering               # foreign threads that write answers
     int64_t running                  # workers
     int64_t abandoned                # nobody is there for answers any more
+    uint32_t count                   # of workers
+    Worker *workers
+    uint32_t queues                  # of FUSE over io_uring: as many as the machine can have processors
+    int64_t offered                  # workers that have offered their first entries
+    int64_t uring                    # whether the kernel has agreed to it
     unsigned char *null_legs         # see null.pxi
     uint64_t null_bytes
     uint32_t null_count
@@ -124,6 +147,8 @@ cdef void turn(Worker *worker) noexcept nogil:
     cdef uint32_t n
     cdef Slot *slot
     cdef Request *replies
+    if plane.null_bytes:
+        turn_null(worker)
     while worker.batch != NULL or worker.ended_count:
         taken = 0
         pthread_mutex_lock(&e.mutex)
@@ -179,18 +204,23 @@ cdef bint take_request(Worker *worker) noexcept nogil:
         return False
     found = receive(worker.fd, slot)
     if found == GOT_REQUEST and parse(plane, slot):
-        atomic_add(&plane.in_flight, 1)
-        slot.next = NULL
-        if worker.batch == NULL:
-            worker.batch = slot
-        else:
-            worker.batch_tail.next = slot
-        worker.batch_tail = slot
+        batch_add(worker, slot)
     else:
         slots_put(&worker.slots, slot)
     if found == GOT_THE_END:
         worker.over = True
     return found == GOT_REQUEST
+
+
+cdef inline void batch_add(Worker *worker, Slot *slot) noexcept nogil:
+    atomic_add(&worker.plane.in_flight, 1)
+    slot.next = NULL
+    if worker.batch == NULL:
+        worker.batch = slot
+    else:
+        worker.batch_tail.next = slot
+    worker.batch_tail = slot
+    worker.batch_bytes += slot.r.length + PAGE_BYTES
 
 
 # ---- the two ways to wait ------------------------------------------------------------------------------------------
@@ -208,11 +238,12 @@ cdef void work_ring(Worker *worker) noexcept nogil:
     cdef int i
     while True:
         more = False
-        if not (worker.over or is_stopping(worker.plane)):
+        if worker.device_ready and not (worker.over or is_stopping(worker.plane)):
             for i in range(BATCH_REQUESTS):
                 more = take_request(worker)
                 if not more:
                     break
+        worker.device_ready = more or not worker.registered
         turn(worker)
         if worker.over or is_stopping(worker.plane):
             if not worker.in_ring:
@@ -221,6 +252,9 @@ cdef void work_ring(Worker *worker) noexcept nogil:
             worker.polls_request = ring_push_poll(&worker.ring, worker.fd, True, NAME_REQUEST) == 0
         if not worker.polls_stop:
             worker.polls_stop = ring_push_poll(&worker.ring, worker.stop_fd, False, NAME_STOP) == 0
+        if not worker.polls_wake and worker.wake_fd >= 0:
+            worker.polls_wake = ring_push_read(&worker.ring, worker.wake_fd, &worker.wakes, sizeof(worker.wakes),
+                                               NAME_WAKE) == 0
         ring_enter(&worker.ring, 0 if more else 1)
         reap(worker)
 
@@ -228,21 +262,40 @@ cdef void work_ring(Worker *worker) noexcept nogil:
 cdef void reap(Worker *worker) noexcept nogil:
     cdef uint64_t name
     cdef int32_t result
-    cdef LegOp *op
-    while worker.ended_count < ENDED_MAX - TAKEN_MAX and ring_take(&worker.ring, &name, &result):
+    worker.batch_bytes = 0
+    while (worker.ended_count < ENDED_MAX - TAKEN_MAX and worker.batch_bytes < BATCH_BYTES
+           and ring_take(&worker.ring, &name, &result)):
         if name == NAME_REQUEST:
             worker.polls_request = False
+            worker.device_ready = True
         elif name == NAME_STOP:
             continue
+        elif name == NAME_WAKE:
+            worker.polls_wake = False
+            woken(worker)
+        elif name & NAME_ENTRY:
+            if result == 0:          # else the connection has ended, or the kernel has refused the entry
+                uring_receive(worker, <Entry *> <size_t> (name & ~<uint64_t> NAME_ENTRY))
         else:
-            op = <LegOp *> <size_t> name
-            worker.in_ring -= 1
-            if result == 0 and (op.kind == OP_PUNCH or op.kind == OP_ZERO):
-                ended(worker, op, <int64_t> op.length)
-            elif op.kind != OP_FLUSH and result != <int64_t> op.length and is_unfinished(result):
-                ended(worker, op, carry_out(leg_fd(worker.plane, op.leg), op))
-            else:
-                ended(worker, op, result)
+            reap_op(worker, <LegOp *> <size_t> name, result)
+
+
+cdef void reap_op(Worker *worker, LegOp *op, int32_t result) noexcept nogil:
+    worker.in_ring -= 1
+    if result == 0 and (op.kind == OP_PUNCH or op.kind == OP_ZERO):
+        ended(worker, op, <int64_t> op.length)
+    elif op.kind != OP_FLUSH and result != <int64_t> op.length and is_unfinished(result):
+        ended(worker, op, carry_out(leg_fd(worker.plane, op.leg), op))
+    else:
+        ended(worker, op, result)
+
+
+cdef void woken(Worker *worker) noexcept nogil:
+    """Do what another thread has left: answers, and the news that FUSE over io_uring can be used."""
+    atomic_store(&worker.woken, 0)
+    if atomic_load(&worker.plane.uring):
+        uring_register(worker)
+    uring_empty_outbox(worker)
 
 
 cdef int leg_fd(PlaneState *plane, uint32_t leg) noexcept nogil:
@@ -274,15 +327,14 @@ cdef void worker_run(Worker *worker) noexcept nogil:
     # Memory that we need while we write must not be got by writing something else: a loop device over the block file
     # would have to wait for us. Refused without CAP_SYS_RESOURCE.
     prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0)
-    if plane.null_bytes:
-        work_null(worker)
-    elif worker.has_ring and ring_open(&worker.ring, RING_ENTRIES) < 0:
-        worker.has_ring = False
-        fcntl(worker.fd, F_SETFL, O_RDWR)
-    if worker.has_ring:
+    if worker.ring.fd >= 0:
+        raidfs_set_worker(worker)
+        worker.device_ready = True
         work_ring(worker)
+        raidfs_set_worker(NULL)
         ring_close(&worker.ring)
-    elif not plane.null_bytes:
+    else:
+        fcntl(worker.fd, F_SETFL, O_RDWR)
         work_blocking(worker)
     pthread_mutex_lock(&plane.mutex)
     worker.life = ENDED

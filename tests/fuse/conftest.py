@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 
 import pytest
+from support.fuse_uring import OverUring
 from support.mounted import Array, Backend, Memory, Node
 
 
@@ -71,6 +72,13 @@ def array(short_path: pathlib.Path) -> Iterator[Array]:
 @pytest.fixture
 def pyfuse3_array(short_path: pathlib.Path) -> Iterator[Array]:
     backend = Array(short_path, "--plane", "pyfuse3")
+    yield backend
+    backend.close()
+
+
+@pytest.fixture
+def fuse_uring_array(short_path: pathlib.Path) -> Iterator[Array]:
+    backend = OverUring(short_path)
     yield backend
     backend.close()
 

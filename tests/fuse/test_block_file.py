@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 
 import pytest
+from support.fuse_uring import OverUring
 from support.mounted import SIZE_BYTES, Array, Backend, Memory, Node
 
 pytestmark = [pytest.mark.fuse, pytest.mark.slow]
@@ -18,14 +19,20 @@ pytestmark = [pytest.mark.fuse, pytest.mark.slow]
 Opener = Callable[[int], int]
 
 
-@pytest.fixture(scope="module", params=["memory", "native", "pyfuse3"])
+@pytest.fixture(scope="module", params=["memory", "native", "pyfuse3", "fuse uring"])
 def node(request: pytest.FixtureRequest) -> Iterator[Node]:
     # One mount for the whole module: nothing here changes it, and every test writes what it reads.
     with tempfile.TemporaryDirectory(prefix="raidfs-") as path, pytest.MonkeyPatch.context() as environment:
         directory = pathlib.Path(path).resolve()
         environment.setenv("RAIDFS_RUNTIME_DIR", str(directory / "run"))
         (directory / "n0").mkdir()
-        backend: Backend = Memory() if request.param == "memory" else Array(directory, "--plane", request.param)
+        backend: Backend
+        if request.param == "memory":
+            backend = Memory()
+        elif request.param == "fuse uring":
+            backend = OverUring(directory)
+        else:
+            backend = Array(directory, "--plane", request.param)
         try:
             yield backend.mount(directory / "n0")
         finally:

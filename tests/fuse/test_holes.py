@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from support.fuse_uring import OverUring
 from support.mounted import SIZE_BYTES, Array, Node, eventually, raidfs
 
 from raidfs.array.examine import examine_image
@@ -31,10 +32,11 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
-@pytest.fixture(params=["memory legs", "io_uring"])
+@pytest.fixture(params=["memory legs", "io_uring", "fuse uring"])
 def array(request: pytest.FixtureRequest, short_path: pathlib.Path) -> Iterator[Array]:
     with tempfile.TemporaryDirectory(prefix="raidfs-", dir="/dev/shm") as memory:
-        backend = Array(pathlib.Path(memory) if request.param == "memory legs" else short_path)
+        kind = OverUring if request.param == "fuse uring" else Array
+        backend = kind(short_path if request.param == "io_uring" else pathlib.Path(memory))
         yield backend
         backend.close()
 

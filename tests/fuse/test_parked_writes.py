@@ -21,7 +21,7 @@ RANGE_BYTES = PARKED * BLOCK_BYTES
 OUTSIDE = 32 << 20
 
 
-@pytest.fixture(params=["memory", "array", "pyfuse3_array"])
+@pytest.fixture(params=["memory", "array", "pyfuse3_array", "fuse_uring_array"])
 def backend(request: pytest.FixtureRequest) -> Backend:
     found: Backend = request.getfixturevalue(request.param)
     return found

@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from support.fuse_uring import OverUring, switched
 from support.mounted import SIZE_BYTES, Array, Memory, Node, eventually, is_mounted, raidfs
 
 pytestmark = [pytest.mark.fuse, pytest.mark.slow]
@@ -34,13 +35,13 @@ class _WithoutUring(Array):
         return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
 
 
-@pytest.fixture(params=["memory legs", "io_uring", "pool", "pyfuse3"])
+@pytest.fixture(params=["memory legs", "io_uring", "pool", "pyfuse3", "fuse uring, memory legs", "fuse uring"])
 def array(request: pytest.FixtureRequest, short_path: pathlib.Path) -> Iterator[Array]:
-    if request.param == "memory legs":
+    if "memory legs" in request.param:
         if not os.access("/dev/shm", os.W_OK):
             pytest.skip("no /dev/shm here")
         with tempfile.TemporaryDirectory(prefix="raidfs-", dir="/dev/shm") as memory:
-            backend = Array(pathlib.Path(memory))
+            backend = (OverUring if "fuse uring" in request.param else Array)(pathlib.Path(memory))
             yield backend
             backend.close()
         return
@@ -48,6 +49,8 @@ def array(request: pytest.FixtureRequest, short_path: pathlib.Path) -> Iterator[
         pytest.skip("a filter for system calls would keep fusermount3 from being root")
     if request.param == "pool":
         backend = _WithoutUring(short_path)
+    elif request.param == "fuse uring":
+        backend = OverUring(short_path)
     else:
         backend = Array(short_path, "--plane", "pyfuse3" if request.param == "pyfuse3" else "native")
     yield backend
@@ -258,6 +261,7 @@ def test_a_kernel_that_lets_few_requests_be_in_flight_is_served_all_the_same(
 def test_status_names_the_plane(array: Array, directories: list[pathlib.Path], request: pytest.FixtureRequest) -> None:
     node = array.mount(directories[0])
     wanted = "pyfuse3" if "pyfuse3" in request.node.name else "native"
+    wanted += ", FUSE over io_uring" if "fuse uring" in request.node.name else ""
     assert node.status().node.plane == wanted
 
 
@@ -265,3 +269,15 @@ def test_a_volume_that_is_not_made_of_files_is_served_by_the_portable_plane(
     memory: Memory, directories: list[pathlib.Path]
 ) -> None:
     assert memory.mount(directories[0]).status().node.plane == "pyfuse3"
+
+
+def test_a_node_that_shall_use_fuse_over_io_uring_where_it_is_off_says_so_and_uses_the_device(
+    short_path: pathlib.Path, directories: list[pathlib.Path]
+) -> None:
+    array = Array(short_path, "--fuse-uring")
+    with switched("N"):
+        node = array.mount(directories[0])
+    assert node.status().node.plane == "native"
+    (line,) = _forget_the_log().splitlines()
+    assert "FUSE over io_uring cannot be used (/sys/module/fuse/parameters/enable_uring is not Y)" in line
+    array.close()

@@ -69,9 +69,13 @@ class Rig:
         legs = None if take_ops else self.legs
         fds = self.fuse_fd, self.pyfuse3.fileno(), self.done
         self.plane = Plane(self.engine, legs, *fds, workers=workers, ring=ring)
-        self.threads = [threading.Thread(target=self.plane.work, args=(n,)) for n in range(workers)]
+        self.threads = [threading.Thread(target=self._be_worker, args=(n,)) for n in range(workers)]
         for thread in self.threads:
             thread.start()
+
+    def _be_worker(self, number: int) -> None:
+        assert self.plane.prepare(number)
+        self.plane.work(number)
 
     def control(self, tag: int) -> int:
         """Wait for one request of control's."""
