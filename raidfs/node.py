@@ -22,7 +22,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from raidfs._backend_threads import ThreadBackend
 from raidfs._core import Engine, LegState
@@ -124,6 +124,10 @@ class Node:
     def engine(self) -> Engine:
         """The array's engine, which the native plane feeds."""
         return self.array.port.engine
+
+    def tell_capacity(self, hook: Callable[[int], Awaitable[None]]) -> None:
+        """Have ``hook(size_bytes)`` awaited whenever the array's capacity has changed, before that is acknowledged."""
+        self.array.on_capacity = hook
 
     def leg_threads(self) -> ThreadBackend | None:
         """Return the pool with the legs' descriptors; None when the native plane must leave leg operations alone."""

@@ -22,7 +22,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -35,6 +35,7 @@ from raidfs.control.protocol import Hello
 from raidfs.control.schema import NodeStatus
 from raidfs.errors import BadRange, MountError, MountInterrupted, MountpointServed, NoNode, RaidfsError, UnmountFailed
 from raidfs.mount import mountpoint
+from raidfs.mount.capacity import KernelSize
 from raidfs.mount.operations import BlockFileOperations
 from raidfs.mount.options import MountOptions
 from raidfs.mount.plane import ServingPlane, open_plane
@@ -146,8 +147,11 @@ class _Daemon:
     async def _serve(self, node: ServedNode) -> None:
         fuse_fd = await trio.to_thread.run_sync(self._mount, node)
         plane = open_plane(self._options.plane, fuse_fd, node, fuse_uring=self._options.fuse_uring)
-        with contextlib.closing(plane):
-            async with _pyfuse3(self._operations(node), plane.hand_over()), trio.open_nursery() as nursery:
+        operations = self._operations(node)
+        file = os.path.join(self._mountpoint, node.volume.name)
+        kernel_size = KernelSize(file, plane.notify, lambda: operations.asked)
+        with contextlib.closing(plane), _capacity_told(node, kernel_size):
+            async with _pyfuse3(operations, plane.hand_over()), trio.open_nursery() as nursery:
                 initialised = trio.Event()
                 nursery.start_soon(self._announce, initialised, plane)
                 await plane.run(initialised)
@@ -311,6 +315,19 @@ def _listener(node_paths: paths.NodePaths) -> socket.socket:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(node_paths.socket)  # of a daemon that is dead, else its ownership had not been to be had
     return server.listen(node_paths.socket)
+
+
+async def _to_nobody(size_bytes: int) -> None:
+    """Nobody sees the size when nothing is mounted."""
+
+
+@contextlib.contextmanager
+def _capacity_told(node: ServedNode, kernel_size: KernelSize) -> Iterator[None]:
+    node.tell_capacity(kernel_size.tell)
+    try:
+        yield
+    finally:
+        node.tell_capacity(_to_nobody)
 
 
 @contextlib.asynccontextmanager

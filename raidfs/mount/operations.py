@@ -1,9 +1,10 @@
 """The name space of a mount as pyfuse3 handlers: one directory with one block file, and nothing can be changed.
 
-READ, WRITE and FSYNC never come here, see `raidfs.mount.plane` and `raidfs.mount.relay`. The block file has a fixed
-size, belongs to whoever mounted it and is theirs alone; what would change the directory or the file's size is refused
-with EPERM. There are no handlers for FALLOCATE, LSEEK and IOCTL in pyfuse3: libfuse answers ENOSYS, so without the
-native plane, which serves them, discards of a loop device are not supported and ``SEEK_HOLE`` finds no hole.
+READ, WRITE and FSYNC never come here, see `raidfs.mount.plane` and `raidfs.mount.relay`. The block file has the size
+that the array serves (`raidfs.mount.capacity` tells the kernel when that changes), belongs to whoever mounted it and is
+theirs alone; what would change the directory or the file's size from here is refused with EPERM. There are no handlers
+for FALLOCATE, LSEEK and IOCTL in pyfuse3: libfuse answers ENOSYS, so without the native plane, which serves them,
+discards of a loop device are not supported and ``SEEK_HOLE`` finds no hole.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from raidfs.units import SECTOR_BYTES
 
 BLOCK_FILE_INODE = 2
 
-# How long the kernel may trust a size: another node's resize is also told to it at once, this is the safety net.
+# How long the kernel may trust a size: a resize is also told to it at once, this is the safety net.
 _ATTRIBUTES_VALID_S = 1.0
 _ENTRY_VALID_S = 300.0
 
@@ -48,6 +49,7 @@ class BlockFileOperations(pyfuse3.Operations):
         self._gid = gid
         self._created_ns = created_ns
         self._read_only = read_only
+        self.asked = 0  # how often the kernel has asked for the block file's attributes
 
     def _attributes(self, inode: int) -> pyfuse3.EntryAttributes:
         entry = pyfuse3.EntryAttributes()
@@ -82,6 +84,7 @@ class BlockFileOperations(pyfuse3.Operations):
 
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         """Return the attributes of the directory or the block file."""
+        self.asked += inode == BLOCK_FILE_INODE
         return self._attributes(inode)
 
     async def setattr(

@@ -55,6 +55,9 @@ class ServingPlane(Protocol):
         Sets ``initialised`` when the kernel has got the answer to INIT and the mount can be used.
         """
 
+    def notify(self, message: bytes) -> None:
+        """Send the kernel a message that it has not asked for; one that it has no use for is lost."""
+
     def close(self) -> None:
         """Close the mount's descriptor and the socket pair; a second call does nothing."""
 
@@ -126,6 +129,10 @@ class NativePlane:
                 thread.start()
             await trio.lowlevel.wait_readable(self._done_fd)
             nursery.cancel_scope.cancel()
+
+    def notify(self, message: bytes) -> None:
+        """See `ServingPlane.notify`."""
+        _ignore_lost_callers(self._workers.answer(message))
 
     def close(self) -> None:
         """See `ServingPlane.close`. Requests that still wait for something get no answer."""

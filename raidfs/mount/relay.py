@@ -77,6 +77,10 @@ class Relay:
                 await self._take_requests(requests)
             nursery.cancel_scope.cancel()
 
+    def notify(self, message: bytes) -> None:
+        """Send the kernel a message that it has not asked for."""
+        self._send([message])
+
     def close(self) -> None:
         """Close the mount's descriptor and the socket pair; a second call does nothing.
 

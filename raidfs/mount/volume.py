@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from raidfs._backend_threads import ThreadBackend
@@ -12,6 +13,8 @@ from raidfs._core import Engine
 from raidfs.control.schema import NodeStatus
 from raidfs.errors import RaidfsError
 from raidfs.resize_plan import Change
+
+CapacityHook = Callable[[int], Awaitable[None]]
 
 
 class BlockVolume(Protocol):
@@ -26,7 +29,7 @@ class BlockVolume(Protocol):
 
     @property
     def size_bytes(self) -> int:
-        """How much there is; a resize changes it."""
+        """How much can be read and written now: the array's capacity, which a resize changes."""
 
     async def read(self, offset: int, length: int) -> bytes:
         """Return the bytes at ``offset``; fewer than ``length`` only at the end of the volume."""
@@ -55,6 +58,9 @@ class ServedNode(Protocol):
     @property
     def engine(self) -> Engine | None:
         """The array's engine, for the native plane; None when there is nothing but `volume`."""
+
+    def tell_capacity(self, hook: CapacityHook) -> None:
+        """Have ``hook(size_bytes)`` awaited whenever ``volume.size_bytes`` has changed, before that is acknowledged."""
 
     def leg_threads(self) -> ThreadBackend | None:
         """Return the pool with the legs' descriptors; None when the native plane must leave leg operations alone."""

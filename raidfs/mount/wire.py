@@ -18,6 +18,8 @@ FSYNC = 20
 INIT = 26
 INTERRUPT = 36
 
+NOTIFY_INVAL_INODE = 2  # FUSE_NOTIFY_INVAL_INODE
+
 IN_HEADER_BYTES = 40
 OUT_HEADER_BYTES = 16
 
@@ -50,6 +52,7 @@ _READ_IN = struct.Struct("=QQIIQII")  # fh offset size read_flags lock_owner fla
 _WRITE_IN = struct.Struct("=QQIIQII")  # fh offset size write_flags lock_owner flags padding
 _WRITE_OUT = struct.Struct("=II")  # size padding
 _INTERRUPT_IN = struct.Struct("=Q")  # unique
+_INVAL_INODE_OUT = struct.Struct("=Qqq")  # ino off len
 _OPEN_OUT = struct.Struct("=QII")  # fh open_flags padding
 _INIT_IN = struct.Struct("=IIII")  # major minor max_readahead flags
 # major minor max_readahead flags max_background congestion_threshold max_write time_gran max_pages
@@ -123,6 +126,12 @@ def answer_header(unique: int, body_bytes: int, *, error: int = 0) -> bytes:
 def write_answer(unique: int, size_bytes: int) -> bytes:
     """Return the answer to WRITE that took ``size_bytes``."""
     return answer_header(unique, _WRITE_OUT.size) + _WRITE_OUT.pack(size_bytes, 0)
+
+
+def invalidation(inode: int) -> bytes:
+    """Return the notification that the attributes of an inode, the size among them, have to be asked for anew."""
+    body = _INVAL_INODE_OUT.pack(inode, -1, 0)  # an offset below 0: nothing but the attributes
+    return _OUT_HEADER.pack(OUT_HEADER_BYTES + len(body), NOTIFY_INVAL_INODE, 0) + body
 
 
 def decode_answer(message: bytes) -> tuple[int, int]:

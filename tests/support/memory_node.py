@@ -31,6 +31,7 @@ from raidfs.control.schema import (
 )
 from raidfs.errors import ImageNotFound, LastLeg, LockspaceLost, RaidfsError
 from raidfs.mount.options import MountOptions
+from raidfs.mount.volume import CapacityHook
 from raidfs.node_options import NodeOptions
 from raidfs.resize_plan import Change
 from raidfs.runtime import Runtime
@@ -147,6 +148,9 @@ class MemoryNode:
     @property
     def engine(self) -> Engine | None:
         return None
+
+    def tell_capacity(self, hook: CapacityHook) -> None:
+        return
 
     def leg_threads(self) -> ThreadBackend | None:
         return None
