@@ -250,6 +250,8 @@ def test_data_on_its_way_to_what_is_cut_off_is_waited_for() -> None:
     data = s.data_writes()
     s.engine.set_capacity(SIZE // 2)
     tag = resize(s, SIZE // 2, CHUNK)
+    s.engine.set_events(99)
+    s.engine.submit_sweep()
     assert not s.page_writes()
     s.complete(data)
     assert s.result(write) == 512
@@ -322,6 +324,28 @@ def test_a_sweep_under_way_ends_and_clears_nothing() -> None:
     assert raw_bits(s) == {6, 7}
     s.sweep(4)
     assert raw_bits(s, 0) == raw_bits(s, 1) == set()
+
+
+def test_no_bit_is_cleared_while_two_layouts_share_the_slot() -> None:
+    s = engine(dirty=(3,), in_sync_below=SIZE)
+    s.sweep()
+    resize(s, SIZE, CHUNK // 2)
+    s.engine.submit_sweep()
+    s.engine.submit_sweep()
+    s.complete(s.page_writes())
+    s.complete(s.pending(OpKind.FLUSH))
+    assert s.page_writes()  # of the second round
+    assert s.engine.counters()[6:8] == [1, 1]
+    s.settle()
+
+
+def test_a_drain_does_not_wait_for_what_a_resize_holds_up() -> None:
+    s = engine()
+    s.engine.submit_write(0, b"a" * 512)
+    resize(s, SIZE, 2 * CHUNK)
+    assert s.page_writes()
+    assert s.result(s.engine.submit_drain(0, SIZE)) == 0
+    s.settle()
 
 
 def test_what_a_sweep_is_writing_is_waited_for_and_what_it_would_write_comes_with_the_resize() -> None:
@@ -414,6 +438,45 @@ def test_when_the_last_leg_refuses_a_page_the_old_layout_is_in_force_again(round
     s.engine.set_capacity(SIZE)
     resized(s, 2 * SIZE, CHUNK)
     assert must <= told_by(s, 0)
+
+
+def test_after_that_no_data_goes_out_before_the_old_header_is_back() -> None:
+    size = 16384 * KIB
+    s = engine(size=size, chunk=512, pages=3, room=size, states=(LegState.IN_SYNC, LegState.FAULTY))
+    tag = resize(s, size, 1024)
+    s.complete(s.page_writes())
+    (op,) = s.page_writes()
+    assert op.data is not None
+    s.legs.images[0][op.offset : op.offset + op.length] = op.data  # it failed, and has come there all the same
+    s.legs.fail(op, errno.EIO)
+    assert s.result(tag) == -errno.EIO
+    s.engine.submit_write(size - 512, b"a" * 512)
+    while not s.data_writes():
+        s.complete(s.pending()[:1])
+    assert size // 512 - 1 in told_by(s, 0)
+
+
+def test_when_that_is_so_the_chunks_that_were_to_be_cut_off_are_resynced() -> None:
+    s = engine(dirty=(5, 40), states=(LegState.IN_SYNC, LegState.FAULTY), in_sync_below=SIZE, capacity=SIZE // 2)
+    tag = resize(s, SIZE // 2, CHUNK)
+    fail(s, s.page_writes())
+    assert s.result(tag) == -errno.EIO
+    assert s.engine.counters()[5] == 2
+    assert s.engine.counters()[40] == 2 | NEEDED
+
+
+def test_a_leg_that_missed_the_first_round_gets_it_before_the_new_header() -> None:
+    size = 16384 * KIB
+    s = engine(size=size, chunk=512, pages=3, room=size, dirty=(32000,))
+    tag = resize(s, size, 1024)
+    fail(s, s.pending(leg=1))
+    s.complete(s.pending(leg=0))
+    assert [op.offset for op in s.page_writes()] == [SLOT_OFFSET]
+    s.engine.leg_failure(1, recorded=False)
+    while s.result(tag) is None:
+        s.complete(s.pending()[:1])
+        assert 32000 in told_by(s, 1)
+    assert slot_on(s, 0)[40:] == slot_on(s, 1)[40:]
 
 
 def test_a_last_leg_that_refuses_only_to_be_cleaned_up_has_the_new_layout() -> None:
