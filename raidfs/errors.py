@@ -1028,6 +1028,13 @@ class WaitForStopped(ControlError):
     errno = _errno.EDEADLK
 
 
+class WaitForFailed(ControlError):
+    """A wait for a sync that the storage makes fail would never end; ``reason`` is what went wrong."""
+
+    template = "{path}: the {action} that is due has failed: {reason}; when that is mended: raidfs resync {path}"
+    errno = _errno.EIO
+
+
 class SyncBrokenOff(ControlError):
     """A check or repair that was waited for was stopped, or gave up; ``action`` is its name."""
 

@@ -58,6 +58,8 @@ def sync_that_waits(sync: SyncStatus) -> str | None:
     word = "recovery" if sync.action == "recover" else sync.action
     if sync.state == "frozen":
         return f"a {word} is due and was stopped with `raidfs idle`; `raidfs resync` lets it go on"
+    if sync.state == "failed":
+        return f"a {word} is due and has failed: {sync.failure}; `raidfs resync` tries it again"
     return f"a {word} is due and has not begun" if sync.state == "pending" else None
 
 

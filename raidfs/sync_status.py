@@ -30,9 +30,9 @@ def sync_status(node: Node) -> SyncStatus:
     due = sync.due_action()
     if due is None:
         return _found(node, SyncStatus())
+    state: schema.SyncState = "frozen" if sync.frozen else "failed" if sync.has_failed() else "pending"
     return _found(
-        node,
-        SyncStatus(action=_WORDS[due], state="frozen" if sync.frozen else "pending", total_bytes=node.array.size_bytes),
+        node, SyncStatus(action=_WORDS[due], state=state, total_bytes=node.array.size_bytes, failure=sync.failure)
     )
 
 

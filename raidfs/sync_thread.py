@@ -12,6 +12,9 @@ spare can take a vacant position; the user asked for a check. Then
 4. passes over what `Engine.next_to_sync` names, until it names nothing (`raidfs.sync_pass`);
 5. the legs are in sync: one metadata update; RESYNCING(0, 0); ``resync`` goes back to NL.
 
+What the storage makes fail again and again is given up until the legs change or a user asks; ``failure`` says why, as
+long as it lasts. Messages that are not answered are no such reason.
+
 Left half-way it says (0, 0), so that the others' chunks count as NEEDED again; except when the node leaves: then it
 says nothing (B15), ``resync`` goes with the lock space, and whoever takes our slot over goes on.
 """
@@ -27,7 +30,7 @@ from raidfs.array.read_errors import SetAside
 from raidfs.array.resync import Span, SyncAction
 from raidfs.cluster.channel import Channel
 from raidfs.cluster.messages import Message, MessageType
-from raidfs.errors import RaidfsError, SyncRuns, SyncStopped
+from raidfs.errors import LockError, MessageError, RaidfsError, SyncRuns, SyncStopped
 from raidfs.lock.api import Mode
 from raidfs.mddev import Mddev
 from raidfs.node_options import NodeOptions
@@ -43,6 +46,7 @@ LEGS_CHANGED_S = 0.5  # after a sync that a change of the legs ended: failures a
 RETRY_S = 2.0  # after a sync that an error ended
 ASK_AGAIN_S = 0.2
 RETRY_S_MAX = 60.0  # when it goes on like that: each time twice as long
+TRIES_MAX = 5  # with the same legs, when it is the storage that fails: then something has to change first
 
 
 class SyncThread:
@@ -54,6 +58,7 @@ class SyncThread:
         self.frozen = False
         self.current: SyncPass | None = None
         self.last: tuple[SyncAction, bool] | None = None  # what was done last, and whether it came to its end
+        self.failure = ""  # of the last try, until one comes to its end
         self._array = array
         self._mddev = mddev
         self._channel = channel
@@ -68,6 +73,8 @@ class SyncThread:
         self._stopping = False
         self._running = False
         self._aside = SetAside()
+        self._tries = 0  # that the storage made fail, since something changed
+        self._tried_with: object = None  # the legs as they were then
         takeover.on_bits_found = self._bits_found
 
     def wake(self) -> None:
@@ -85,7 +92,23 @@ class SyncThread:
 
     def _is_sync_due(self) -> bool:
         due = self.due_action() is not None or bool(self._array.read_errors)
-        return due and not (self.frozen or self._array.fenced)
+        return due and not (self.frozen or self._array.fenced or self.has_failed())
+
+    def has_failed(self) -> bool:
+        """Whether what is due was tried in vain, and nothing has changed since; ``failure`` is the reason."""
+        return self._tries >= TRIES_MAX and self._tried_with == legs_as_they_are(self._array)
+
+    def _try_again(self) -> None:
+        self._tries = 0
+        self.failure = ""
+
+    def _count_try(self, e: RaidfsError | OSError) -> None:
+        self.failure = (e.strerror if isinstance(e, OSError) else "") or str(e)
+        legs = legs_as_they_are(self._array)
+        if legs != self._tried_with:
+            self._tries, self._tried_with = 0, legs
+        if not isinstance(e, MessageError | LockError):
+            self._tries += 1
 
     def due_action(self) -> SyncAction | None:
         """Return what should be done next, stopped or not: legs made complete or equal, then what the user asks."""
@@ -125,6 +148,7 @@ class SyncThread:
         holder = await self._resync.holder()
         if holder is not None or self._wanted is not None:
             raise SyncRuns(who=holder or "this node")
+        self._try_again()
         self._wanted = action
         self.wake()
 
@@ -133,6 +157,7 @@ class SyncThread:
         self.frozen = frozen
         if not frozen:
             self._aside.clear()
+            self._try_again()
         else:
             self._wanted = None
             if self._scope is not None:
@@ -191,12 +216,15 @@ class SyncThread:
                     try:
                         await self._turn()
                         retry_s = RETRY_S
+                        self._try_again()
                     except SyncInterrupted as e:
                         log.info("the sync begins again: %s", e)
                         await self._runtime.sleep(LEGS_CHANGED_S, what="the time to sync again")
                     except (RaidfsError, OSError) as e:
+                        self._count_try(e)
                         if not self._array.fenced:
-                            log.error("the sync was given up: %s; it will be tried again", e)
+                            then = "something has to change first" if self.has_failed() else "it will be tried again"
+                            log.error("the sync was given up: %s; %s", e, then)
                         await self._runtime.sleep(retry_s, what="the time to sync again")
                         retry_s = min(2 * retry_s, RETRY_S_MAX)
                 self._scope = None

@@ -25,7 +25,7 @@ def mdstat_line(sync: SyncStatus) -> str | None:
     if sync.state == "idle":
         return None
     if not is_going_on(sync):
-        return f"\t{word}={sync.state.upper()}"
+        return f"\t{word}={sync.state.upper()}" + (f" ({sync.failure})" if sync.failure else "")
     permille = 1000 * sync.done_bytes // max(1, sync.total_bytes)
     full = permille // (1000 // _BAR_STEPS)
     line = (
@@ -65,6 +65,8 @@ def detail_lines(sync: SyncStatus) -> list[tuple[str, str]]:
     lines = []
     if is_going_on(sync):
         lines.append((f"{_STATUS_WORDS.get(sync.action, 'Resync')} Status", f"{percent(sync)}% complete{_by(sync)}"))
+    if sync.failure:
+        lines.append((f"{_STATUS_WORDS.get(sync.action, 'Resync')} Failure", sync.failure))
     if sync.mismatch_sectors:
         lines.append(("Mismatches", mismatches(sync)))
         for found in sync.mismatch_ranges[:_RANGES_SHOWN]:

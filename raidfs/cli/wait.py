@@ -14,7 +14,8 @@ Return when no sync runs or is due anywhere in the cluster. On a terminal a bar 
 
 _EPILOG = """
 Exit status 0 when all is quiet, also when there was nothing to wait for (`mdadm --wait` has 1 for that; `--json` tells
-it). 1 when it would never be quiet: the node has lost its membership, or what is due was stopped with `raidfs idle`.
+it). 1 when it would never be quiet: the node has lost its membership, what is due was stopped with `raidfs idle`, or
+the storage has made it fail again and again.
 """
 
 

@@ -9,13 +9,13 @@ import time
 from raidfs.cli.progress import progress
 from raidfs.control import client
 from raidfs.control.schema import NodeStatus
-from raidfs.errors import RaidfsError, WaitAtLostNode, WaitForStopped
+from raidfs.errors import RaidfsError, WaitAtLostNode, WaitForFailed, WaitForStopped
 
 # How often nodes are asked: a bar that moves five times a second is smooth, and an answer costs a node a millisecond.
 _ASK_EVERY_S = 0.2
 
 # Of several nodes' answers that one is shown which knows most. A word of a newer node stands for something that is due.
-_TELLING = {"running": 0, "remote": 1, "frozen": 3, "idle": 4}
+_TELLING = {"running": 0, "remote": 1, "frozen": 3, "failed": 3, "idle": 4}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +30,8 @@ def wait_until_idle(mountpoint: str, *, frozen_is_idle: bool = False) -> Waited:
     """Return when no sync runs or is due on any node of the array that can be asked.
 
     These are the node at ``mountpoint``, which tells what runs on others, and the array's other nodes of this user on
-    this machine, which know what is due there. Raises WaitForStopped when what is due has been stopped by the user, and
-    WaitAtLostNode when the node is no member any more.
+    this machine, which know what is due there. Raises WaitForStopped when what is due has been stopped by the user,
+    WaitForFailed when it was tried in vain, and WaitAtLostNode when the node is no member any more.
     """
     waited = False
     with progress() as shown:
@@ -43,6 +43,8 @@ def wait_until_idle(mountpoint: str, *, frozen_is_idle: bool = False) -> Waited:
             most = min((one.sync for one in everybody), key=lambda sync: _TELLING.get(sync.state, 2))
             if most.state == "frozen" and not frozen_is_idle:
                 raise WaitForStopped(path=mountpoint, action=most.action)
+            if most.state == "failed":
+                raise WaitForFailed(path=mountpoint, action=most.action, reason=most.failure)
             if most.state in ("idle", "frozen"):
                 return Waited(status, waited)
             waited = True

@@ -23,7 +23,7 @@ SCHEMA_VERSION = 1
 T = TypeVar("T")
 
 LegState = Literal["in_sync", "recovering", "spare", "faulty", "missing"]
-SyncState = Literal["idle", "pending", "running", "remote", "delayed", "frozen"]
+SyncState = Literal["idle", "pending", "running", "remote", "delayed", "frozen", "failed"]
 SyncAction = Literal["idle", "resync", "recover", "check", "repair"]
 
 
@@ -141,9 +141,11 @@ class SyncStatus:
 
     ``action`` is what is done, in md's words of ``sync_action``. ``state``: ``idle``; ``pending`` (due, and nobody has
     begun); ``running`` on this node; ``remote`` on the node ``slot`` that calls itself ``client``; ``frozen`` (stopped
-    by the user; ``action`` tells what is due). ``done_bytes`` of ``total_bytes`` are behind it; the speed is of the
-    last seconds, and ``finish_s`` the seconds still to come, None when that cannot be told. The mismatches are those
-    that the last check or repair of this node found: 512-byte sectors, and the ranges in which they lie.
+    by the user; ``action`` tells what is due); ``failed`` (tried in vain, and not again before something changes).
+    ``failure`` is why the last try of what is due came to nothing. ``done_bytes`` of ``total_bytes`` are behind it; the
+    speed is of the last seconds, and ``finish_s`` the seconds still to come, None when that cannot be told. The
+    mismatches are those that the last check or repair of this node found: 512-byte sectors, and the ranges in which
+    they lie.
     ``last_action`` is what this node did last (md: last_sync_action), ``last_interrupted`` that it did not come to its
     end.
     """
@@ -160,6 +162,7 @@ class SyncStatus:
     mismatch_ranges: tuple[MismatchRange, ...] = ()
     last_action: SyncAction = "idle"
     last_interrupted: bool = False
+    failure: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

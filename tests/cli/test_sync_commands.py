@@ -83,6 +83,12 @@ def test_a_wait_that_would_never_end_fails_and_says_what_to_do(
     assert capsys.readouterr().err == (
         "raidfs: /mnt/x: the recover that is due was stopped; let it go on: raidfs resync /mnt/x\n"
     )
+    node.syncs = [dataclasses.replace(DUE, state="failed", failure="Input/output error")]
+    assert main(["wait", "/mnt/x"]) == 1
+    assert capsys.readouterr().err == (
+        "raidfs: /mnt/x: the recover that is due has failed: Input/output error; "
+        "when that is mended: raidfs resync /mnt/x\n"
+    )
     node.status = dataclasses.replace(node.status, node=dataclasses.replace(node.status.node, lost="evicted"))
     assert main(["wait", "/mnt/x"]) == 1
     assert "/mnt/x: evicted; unmount and mount again, or wait at another node" in capsys.readouterr().err

@@ -71,6 +71,13 @@ def test_a_sync_that_was_stopped_is_told_as_such() -> None:
     assert sync_text.detail_state(frozen) == "resyncing (FROZEN)"
 
 
+def test_a_sync_that_the_storage_made_fail_says_why() -> None:
+    failed = SyncStatus("recover", "failed", failure="Input/output error")
+    assert sync_text.mdstat_line(failed) == "\trecovery=FAILED (Input/output error)"
+    assert sync_text.detail_state(failed) == "recovering (FAILED)"
+    assert sync_text.detail_lines(failed) == [("Rebuild Failure", "Input/output error")]
+
+
 def test_where_the_end_cannot_be_told_none_is() -> None:
     shown = sync_text.mdstat_line(dataclasses.replace(RECOVERY, finish_s=None, speed_bytes_s=0))
     assert shown == "[====>................]  recovery = 22.5% (235520/1046528) speed=0K/sec"
