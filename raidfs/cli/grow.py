@@ -71,11 +71,11 @@ def run(args: argparse.Namespace) -> int:
             if image is not None:
                 _take_back(node, image)
             raise
-        status = node.status()
         if args.size is not None:
-            print(f"the array has {_shown(status.array.size_bytes)} now")
+            print(f"the array has {_shown(node.status().array.size_bytes)} now")
         if args.bitmap_chunk is not None:
-            print(f"the bitmap has {status.bitmap.bits} chunks of {format_size(status.bitmap.chunk_bytes)} now")
+            bitmap = node.status().bitmap
+            print(f"the bitmap has {bitmap.bits} chunks of {format_size(bitmap.chunk_bytes)} now")
     leg_command.wait_if_told(args)
     return 0
 

@@ -6,10 +6,10 @@ client knows whom it talks to before it asks.
 
 Methods: ``status`` -> NodeStatus; ``statistics`` -> EngineStatus; ``suspend`` {lo_bytes, hi_bytes} -> null, when no
 older write is in flight in the range; ``fail`` {image}, ``remove`` {path}, ``add`` {path, spare, force}, ``re_add``
-{path} and ``raid_devices`` {count} -> null, when all nodes have followed; ``sync_action`` {action} -> null, when it has
-been asked for; ``grow`` with the fields of `raidfs.resize_plan.Change` -> null, when all nodes have followed, and
-``check_grow`` with the same -> {steps, failure}; ``explain`` -> NodeExplanation; ``touch`` -> null; ``umount`` -> null,
-when nothing is mounted any more (the daemon then leaves its array and closes the connection when that is done).
+{path} and ``grow`` with the fields of `raidfs.resize_plan.Change` -> null, when all nodes have followed; ``check_grow``
+with the same -> {steps, failure}; ``sync_action`` {action} -> null, when it has been asked for; ``explain`` ->
+NodeExplanation; ``touch`` -> null; ``umount`` -> null, when nothing is mounted any more (the daemon then leaves its
+array and closes the connection when that is done).
 """
 
 from __future__ import annotations

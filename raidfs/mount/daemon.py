@@ -256,9 +256,6 @@ class _Daemon:
         async def re_add(params: dict[str, Any]) -> None:
             await node.re_add(server.text(params, "path"))
 
-        async def raid_devices(params: dict[str, Any]) -> None:
-            await node.set_raid_devices(server.integer(params, "count"))
-
         async def grow(params: dict[str, Any]) -> None:
             await node.grow(Change.from_json(params))
 
@@ -288,7 +285,6 @@ class _Daemon:
             "remove": remove,
             "add": add,
             "re_add": re_add,
-            "raid_devices": raid_devices,
             "grow": grow,
             "check_grow": check_grow,
             "touch": touch,

@@ -95,11 +95,8 @@ class ServedNode(Protocol):
     async def re_add(self, path: str) -> None:
         """Take the leg with that image back, which was a member before, on all nodes (``raidfs re-add``)."""
 
-    async def set_raid_devices(self, count: int) -> None:
-        """Change how many legs the array shall have, on all nodes (``raidfs grow --raid-devices``)."""
-
     async def grow(self, change: Change) -> None:
-        """Change the array's size, or the chunk of its bitmap, on all nodes (``raidfs grow``)."""
+        """Change the array's size, its number of legs or the chunk of its bitmap, on all nodes (``raidfs grow``)."""
 
     async def check_grow(self, change: Change) -> tuple[list[tuple[str, str]], RaidfsError | None]:
         """Return the steps of that with what was found, and what stands against it (``raidfs grow --dry-run``)."""

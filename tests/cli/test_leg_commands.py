@@ -14,6 +14,7 @@ from support.scripted_node import ScriptedNode
 from raidfs.cli.main import main
 from raidfs.control.schema import SyncStatus
 from raidfs.errors import ImageHoldsData, MessageRefused
+from raidfs.resize_plan import Change
 
 HELD = ImageHoldsData(path="/srv/c.img", found="an ext4 file system")
 
@@ -26,10 +27,10 @@ HELD = ImageHoldsData(path="/srv/c.img", found="an ext4 file system")
         (["add", "--force", "/mnt/x", "c.img"], [("add", {"path": "c.img", "spare": False, "force": True})]),
         (["add-spare", "/mnt/x", "c.img"], [("add", {"path": "c.img", "spare": True, "force": False})]),
         (["re-add", "/mnt/x", "b.img"], [("re_add", {"path": "b.img"})]),
-        (["grow", "/mnt/x", "--raid-devices", "3"], [("raid_devices", {"count": 3})]),
+        (["grow", "/mnt/x", "--raid-devices", "3"], [("grow", Change(raid_disks=3).to_json())]),
         (
             ["grow", "/mnt/x", "--raid-devices", "3", "--add", "c.img"],
-            [("add", {"path": "c.img", "spare": True, "force": False}), ("raid_devices", {"count": 3})],
+            [("add", {"path": "c.img", "spare": True, "force": False}), ("grow", Change(raid_disks=3).to_json())],
         ),
     ],
 )
@@ -86,7 +87,7 @@ def test_when_growing_is_refused_the_image_that_was_brought_along_is_taken_out_a
     node: ScriptedNode, capsys: pytest.CaptureFixture[str]
 ) -> None:
     refused = MessageRefused(message="METADATA_UPDATED", refusals="slot 1: no")
-    node.failures["raid_devices"] = [refused, refused]
+    node.failures["grow"] = [refused, refused]
     words = ["grow", "/mnt/x", "--raid-devices", "3", "--add", "/srv/c.img"]
     assert main(words) == 1
     assert node.calls[-1] == ("remove", {"path": "/srv/c.img"})

@@ -187,9 +187,6 @@ class MemoryNode:
     async def re_add(self, path: str) -> None:
         return
 
-    async def set_raid_devices(self, count: int) -> None:
-        return
-
     async def grow(self, change: Change) -> None:
         return
 

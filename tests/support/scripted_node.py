@@ -21,7 +21,7 @@ from raidfs.errors import RaidfsError
 class ScriptedNode:
     """Serves while it is entered. ``syncs`` are told one status each, the last for ever; ``calls`` is what was asked.
 
-    ``failures`` are raised, one each, by the method of that name.
+    ``failures`` are raised, one each, by the method of that name; ``results`` are what it answers, if not null.
     """
 
     def __init__(self, runtime_directory: pathlib.Path, mountpoint: str = "/mnt/x") -> None:
@@ -31,6 +31,7 @@ class ScriptedNode:
         self.syncs: list[SyncStatus] = [SyncStatus()]
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.failures: dict[str, list[RaidfsError]] = {}
+        self.results: dict[str, dict[str, Any]] = {}
         self._files = paths.node_paths(str(runtime_directory), mountpoint)
         self._hello = Hello(mountpoint, "md0", self.status.array.uuid, os.getpid(), "0.1.0")
         self._thread = threading.Thread(target=trio.run, args=(self._serve,))
@@ -58,7 +59,7 @@ class ScriptedNode:
         self._token = trio.lowlevel.current_trio_token()
         owned = ownership.acquire(self._files)
         assert owned is not None
-        names = ("sync_action", "remove", "add", "re_add", "raid_devices")
+        names = ("sync_action", "remove", "add", "re_add", "grow", "check_grow")
         methods: dict[str, server.Method] = {name: self._recorder(name) for name in names}
         control = server.ControlServer(
             server.listen(self._files.socket), self._hello, {**methods, "status": self._tell}
@@ -75,9 +76,10 @@ class ScriptedNode:
         return dataclasses.replace(self.status, sync=sync).to_json()
 
     def _recorder(self, name: str) -> server.Method:
-        async def called(params: dict[str, Any]) -> None:
+        async def called(params: dict[str, Any]) -> dict[str, Any] | None:
             self.calls.append((name, params))
             if self.failures.get(name):
                 raise self.failures[name].pop(0)
+            return self.results.get(name)
 
         return called
