@@ -14,6 +14,7 @@ from raidfs._core import Engine
 from raidfs.array.resync import Span
 from raidfs.format.bitmap import SUPER_BYTES, rechunked
 from raidfs.format.geometry import ArrayLayout
+from raidfs.units import SECTOR_BYTES
 
 
 class Doubts:
@@ -42,12 +43,19 @@ class Doubts:
         self._set(self._chunks & ~((1 << last) - (1 << first)))
 
     def resized(self, layout: ArrayLayout) -> None:
-        """The array has another size or other chunks from now on, which cover what the doubted ones do."""
+        """The array has another size or other chunks from now on, which cover what the doubted ones do.
+
+        New space is doubted: who has resized the array has its bits, and the legs may differ there until it is resynced.
+        """
+        old_sectors = self._layout.size_sectors
         data = self._chunks.to_bytes(layout.slot_bytes, "little")
         chunk_bytes, new_chunk_bytes = self._layout.chunk_bytes, layout.chunk_bytes
         data = rechunked(data, self._layout.bits, chunk_bytes=chunk_bytes, new_chunk_bytes=new_chunk_bytes)
         self._layout = layout
-        self._chunks = int.from_bytes(data, "little") & ((1 << layout.bits) - 1)
+        self._chunks = int.from_bytes(data, "little")
+        if layout.size_sectors > old_sectors:
+            self._chunks |= -1 << old_sectors * SECTOR_BYTES // layout.chunk_bytes
+        self._chunks &= (1 << layout.bits) - 1
         self._publish()
 
     def _set(self, chunks: int) -> None:

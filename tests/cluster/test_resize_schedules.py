@@ -184,6 +184,23 @@ def test_new_space_is_resynced_and_what_was_there_is_not(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+def test_all_nodes_read_new_space_from_one_leg_until_it_is_resynced(seed: int) -> None:
+    cluster, (a, b) = cluster_of(seed, "AB")
+    for disk in cluster.disks:
+        disk.put(cluster.layout.end_bytes, bytes([disk is cluster.disks[0]]) * 6 * CHUNK_BYTES)
+    a.do(a.node.sync_action("idle"))
+    good(cluster, grow(a, NEW))
+    for one in (a, b):
+        for sector in range(OLD, NEW, 3):
+            found = one.start(one.node.volume.read(sector * SECTOR_BYTES, 512))
+            cluster.until(lambda found=found: bool(found))  # type: ignore[misc]
+            assert found == [b"\1" * 512]
+    a.do(a.node.sync_action("resync"))
+    cluster.settle(30.0)
+    assert not b.node.array.doubts
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_space_that_is_said_to_be_clean_is_not_copied(seed: int) -> None:
     cluster, (a, _) = cluster_of(seed, "AB")
     good(cluster, grow(a, NEW, assume_clean=True))
