@@ -45,7 +45,7 @@ class Doubts:
     def resized(self, layout: ArrayLayout) -> None:
         """The array has another size or other chunks from now on, which cover what the doubted ones do.
 
-        New space is doubted: who has resized the array has its bits, and the legs may differ there until it is resynced.
+        New space is doubted: whoever resized the array has its bits, and legs may differ there until it is resynced.
         """
         old_sectors = self._layout.size_sectors
         data = self._chunks.to_bytes(layout.slot_bytes, "little")
