@@ -442,8 +442,8 @@ class Mddev:
         found = standing(superblock, own)
         was_read = own.events + EVENTS_BEHIND_MAX >= superblock.events
         if leg.state in (LegState.IN_SYNC, LegState.RECOVERING) and found.role is not None and not was_read:
-            # It could not be read now: how far it is copied has not become less.
-            return Standing(leg.state, found.role, leg.recovery_offset // SECTOR_BYTES)
+            # It could not be read now, or was not written by who gave it its position: it is copied as far as before.
+            found = Standing(leg.state, found.role, leg.recovery_offset // SECTOR_BYTES)
         if found.state == LegState.RECOVERING:
             array.metadata.set_own(leg.index, recovering(own, found.recovery_offset_sectors))
         return found
