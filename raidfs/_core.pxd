@@ -3,7 +3,7 @@
 # A *plane* fills a Request and calls engine_submit; the reply comes through the Request's Port. A *backend* calls
 # engine_take_op for the next leg operation, carries it out and calls engine_complete_op. All of these may be called
 # from any thread, without the GIL; one short mutex per engine guards every transition. A thread that has several things
-# to do takes the mutex itself, calls the *_locked functions, and leaves with engine_unlock.
+# to do takes the mutex itself, calls the *_locked functions, at last engine_run_locked, and leaves with engine_unlock.
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
@@ -358,6 +358,7 @@ cdef LegOp *engine_take_op(EngineState *e) noexcept nogil
 cdef LegOp *engine_take_op_locked(EngineState *e) noexcept nogil
 cdef void engine_complete_op(EngineState *e, LegOp *op, int64_t result) noexcept nogil
 cdef void engine_complete_op_locked(EngineState *e, LegOp *op, int64_t result) noexcept nogil
+cdef bint engine_run_locked(EngineState *e, bint pages_later) noexcept nogil
 cdef void engine_unlock(EngineState *e) noexcept nogil
 
 cdef struct PyRequest:           # a request of Python's, with a buffer of its own

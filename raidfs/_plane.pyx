@@ -24,10 +24,10 @@ from raidfs._backend_uring cimport (
     ring_take,
 )
 from raidfs._core cimport (
-    PAGE_BYTES, OP_FLUSH, OP_PUNCH, OP_ZERO, REQUEST_BYTES_MAX, REQUEST_DURABLE, REQUEST_FLUSH, REQUEST_PUNCH,
+    OP_FLUSH, OP_PUNCH, OP_ZERO, PAGE_BYTES, REQUEST_BYTES_MAX, REQUEST_DURABLE, REQUEST_FLUSH, REQUEST_PUNCH,
     REQUEST_READ, REQUEST_WRITE, REQUEST_ZERO, Engine, EngineState, LegOp, Port, Request, engine_complete_op_locked,
-    engine_submit, engine_submit_locked, engine_take_op_locked, engine_take_replies_locked, engine_unlock,
-    pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
+    engine_run_locked, engine_submit, engine_submit_locked, engine_take_op_locked, engine_take_replies_locked,
+    engine_unlock, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
 )
 
 cdef extern from *:
@@ -154,12 +154,17 @@ cdef class Plane:
         for i in range(workers):
             self.fds.append(fuse_fd if i == 0 else _cloned(fuse_fd))
             os.set_blocking(self.fds[i], not (ring or uring))
+            self.workers[i].gather_fd = self.fds[i] if ring or uring else _cloned(fuse_fd)
+            if self.workers[i].gather_fd == fuse_fd and not (ring or uring):
+                self.workers[i].gather_fd = -1
+            elif not (ring or uring):
+                os.set_blocking(self.workers[i].gather_fd, False)
             self.workers[i].plane = self.state
             self.workers[i].fd = self.fds[i]
             self.workers[i].stop_fd = self.stop_fd
             self.workers[i].ring.fd = -1
             self.workers[i].number = i
-            self.workers[i].has_ring = ring
+            self.workers[i].has_ring = ring and legs is not None
             self.workers[i].wants_ring = ring or uring
             self.workers[i].is_wide = uring
             self.workers[i].wake_fd = os.eventfd(0, os.EFD_CLOEXEC) if uring else -1
@@ -237,6 +242,8 @@ cdef class Plane:
         for i in range(self.count):
             if self.workers[i].wake_fd >= 0:
                 os.close(self.workers[i].wake_fd)
+            if self.workers[i].gather_fd >= 0 and self.workers[i].gather_fd != self.fds[i]:
+                os.close(self.workers[i].gather_fd)
         os.close(self.stop_fd)
 
     def waiting_for(self, uint64_t unique):

@@ -5,6 +5,7 @@ cdef void engine_submit(EngineState *e, Request *r) noexcept nogil:
     """Take a request; it is replied through its port, always."""
     pthread_mutex_lock(&e.mutex)
     engine_submit_locked(e, r)
+    run(e)
     engine_unlock(e)
 
 
@@ -28,7 +29,19 @@ cdef void engine_submit_locked(EngineState *e, Request *r) noexcept nogil:
     memset(r.ranges, 0, sizeof(r.ranges))
     memset(r.ops, 0, sizeof(r.ops))
     admit(e, r)
-    run(e)
+
+
+cdef bint engine_run_locked(EngineState *e, bint pages_later) noexcept nogil:
+    """Go on with what has been submitted and completed; the caller holds the mutex and does this before it leaves.
+
+    With `pages_later` bitmap pages that are due are left for a second call, so that what is submitted until then shares
+    their writes; returns whether there are any.
+    """
+    run_ready(e)
+    if e.pages_due != NULL and pages_later:
+        return True
+    pages_write_due(e)
+    return False
 
 
 cdef void admit(EngineState *e, Request *r) noexcept nogil:
@@ -100,6 +113,11 @@ cdef void admit(EngineState *e, Request *r) noexcept nogil:
 
 cdef void run(EngineState *e) noexcept nogil:
     """Let every ready request go on until none is left; then the bitmap pages that they made due."""
+    run_ready(e)
+    pages_write_due(e)
+
+
+cdef void run_ready(EngineState *e) noexcept nogil:
     cdef Request *r
     while True:
         r = queue_pop(&e.ready)
@@ -121,7 +139,6 @@ cdef void run(EngineState *e) noexcept nogil:
             write_finish(e, r)
         else:
             write_advance(e, r)
-    pages_write_due(e)
 
 
 cdef inline void mark_started(EngineState *e, Request *r) noexcept nogil:
@@ -487,6 +504,7 @@ cdef void engine_complete_op(EngineState *e, LegOp *op, int64_t result) noexcept
     """
     pthread_mutex_lock(&e.mutex)
     engine_complete_op_locked(e, op, result)
+    run(e)
     engine_unlock(e)
 
 
@@ -501,7 +519,6 @@ cdef void engine_complete_op_locked(EngineState *e, LegOp *op, int64_t result) n
         flush_op_done(e, op, error)
     else:
         request_op_done(e, <Request *> op.owner, op, error)
-    run(e)
 
 
 cdef void request_op_done(EngineState *e, Request *r, LegOp *op, int error) noexcept nogil:

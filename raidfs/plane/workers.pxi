@@ -11,6 +11,7 @@ cdef enum:
     RING_ENTRIES = 256
     RING_OPS_MAX = 512               # leg operations in flight in one ring: above it others have to take them
     BATCH_BYTES = 64 * 1024          # the same of io_uring, a page counted for each request: 8 small ones, 1 large one
+    GATHER_REQUESTS = 16             # requests that are read before a bitmap page is written
     BATCH_REQUESTS = 4               # requests that are read between two turns: more would leave less to the others
 
 cdef enum:                           # names of completions that are no leg operation's; those are addresses
@@ -36,6 +37,7 @@ cdef struct Worker:
     int life
     pthread_t thread
     int fd
+    int gather_fd                    # another one that does not block, or the same; -1: there is none
     int stop_fd
     bint over                        # no more requests will come
     bint backwards                   # last leg first: two workers do not wait for one another's write to a file
@@ -147,9 +149,11 @@ cdef void turn(Worker *worker) noexcept nogil:
     cdef uint32_t n
     cdef Slot *slot
     cdef Request *replies
+    cdef bint gathers = True
+    cdef bint pages_wait = False
     if plane.null_bytes:
         turn_null(worker)
-    while worker.batch != NULL or worker.ended_count:
+    while worker.batch != NULL or worker.ended_count or pages_wait:
         taken = 0
         pthread_mutex_lock(&e.mutex)
         for i in range(worker.ended_count):
@@ -159,6 +163,7 @@ cdef void turn(Worker *worker) noexcept nogil:
             slot = worker.batch
             worker.batch = slot.next
             engine_submit_locked(e, &slot.r)
+        pages_wait = engine_run_locked(e, gathers)
         memory = plane.pool.memory if plane.pool != NULL else 0
         while taken < TAKEN_MAX and may_take(worker, e.ops_head, memory, taken):
             ops[taken] = engine_take_op_locked(e)
@@ -174,6 +179,21 @@ cdef void turn(Worker *worker) noexcept nogil:
                 ended(worker, ops[i], carry_out(fds[i], ops[i]))
             else:
                 worker.in_ring += 1
+        if pages_wait:
+            gathers = False
+            gather(worker)
+
+
+cdef void gather(Worker *worker) noexcept nogil:
+    """Bitmap pages have to be written: take more requests before, their bits may go out with the same write."""
+    cdef int i
+    if worker.registered:
+        ring_enter(&worker.ring, 0)
+        reap(worker)
+    elif worker.gather_fd >= 0 and not (worker.over or is_stopping(worker.plane)):
+        for i in range(GATHER_REQUESTS):
+            if not take_request(worker, worker.gather_fd):
+                return
 
 
 cdef inline bint may_take(Worker *worker, LegOp *op, uint32_t memory, uint32_t taken) noexcept nogil:
@@ -188,7 +208,7 @@ cdef inline void ended(Worker *worker, LegOp *op, int64_t result) noexcept nogil
     worker.ended_count += 1
 
 
-cdef bint take_request(Worker *worker) noexcept nogil:
+cdef bint take_request(Worker *worker, int fd) noexcept nogil:
     """Read one message and put it into the batch if it is a data request; return whether one more may be there."""
     cdef PlaneState *plane = worker.plane
     cdef Slot *slot = slots_take(&worker.slots)
@@ -202,7 +222,7 @@ cdef bint take_request(Worker *worker) noexcept nogil:
     if slot == NULL:                 # no memory: requests stay in the kernel until some of ours have ended
         usleep(1000)
         return False
-    found = receive(worker.fd, slot)
+    found = receive(fd, slot)
     if found == GOT_REQUEST and parse(plane, slot):
         batch_add(worker, slot)
     else:
@@ -228,7 +248,7 @@ cdef inline void batch_add(Worker *worker, Slot *slot) noexcept nogil:
 cdef void work_blocking(Worker *worker) noexcept nogil:
     """Wait in the read of /dev/fuse, which wakes one worker for one request; legs in memory, or a pool has them."""
     while not (worker.over or is_stopping(worker.plane)):
-        take_request(worker)
+        take_request(worker, worker.fd)
         turn(worker)
 
 
@@ -240,7 +260,7 @@ cdef void work_ring(Worker *worker) noexcept nogil:
         more = False
         if worker.device_ready and not (worker.over or is_stopping(worker.plane)):
             for i in range(BATCH_REQUESTS):
-                more = take_request(worker)
+                more = take_request(worker, worker.fd)
                 if not more:
                     break
         worker.device_ready = more or not worker.registered

@@ -81,6 +81,22 @@ def test_the_flags_of_a_write_say_whether_it_is_durable(tmp_path: pathlib.Path, 
     rig.close()
 
 
+def test_writes_that_wait_to_be_read_share_the_write_of_their_bitmap_page(tmp_path: pathlib.Path) -> None:
+    writes = [_write(number + 1, number << 16, b"x" * 512) for number in range(16)]
+    rig = Rig(tmp_path, ring=True, workers=1, take_ops=True, first=writes)
+    pages: list[bytes] = []
+    data = 0
+    while data < 32:
+        for op, kind, _leg, _offset, length, content in rig.engine.take_ops():
+            if kind is OpKind.WRITE_DURABLE and content is not None:
+                pages.append(content[256:258])
+            data += kind is OpKind.WRITE
+            rig.engine.complete_op(op, length)
+    assert pages == [b"\xff\xff"] * 2  # once on each leg
+    assert sorted(_answer(rig)[1] for _ in writes) == list(range(1, 17))
+    rig.close()
+
+
 def test_what_the_engine_refuses_is_the_callers_errno(rig: Rig) -> None:
     assert _ask(rig, _write(1, SIZE, b"x")) == (errno.ENOSPC, 1, b"")
     assert _ask(rig, _read(2, SIZE, 1)) == (0, 2, b"")

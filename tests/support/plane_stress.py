@@ -19,6 +19,7 @@ import struct
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 
 from raidfs._backend_threads import ThreadBackend, notify_eventfd
 from raidfs._core import Engine, LegState
@@ -41,10 +42,19 @@ def request(opcode: int, unique: int, body: bytes) -> bytes:
 class Rig:
     """An engine on two files, a pool, and a plane whose kernel is this program.
 
-    With ``take_ops`` nobody carries leg operations out: they are for `Engine.take_ops`.
+    With ``take_ops`` nobody carries leg operations out: they are for `Engine.take_ops`. The messages ``first`` are
+    there before the workers begin.
     """
 
-    def __init__(self, directory: pathlib.Path, *, ring: bool, workers: int, take_ops: bool = False) -> None:
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        *,
+        ring: bool,
+        workers: int,
+        take_ops: bool = False,
+        first: Sequence[bytes] = (),
+    ) -> None:
         self.fds = []
         self.engine = Engine(2)
         self.engine.configure(
@@ -64,6 +74,8 @@ class Rig:
             self.legs.start(3)
         self.kernel, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.fuse_fd = ours.detach()
+        for message in first:
+            self.kernel.send(message)
         self.done = os.eventfd(0, os.EFD_NONBLOCK)
         self.pyfuse3, self.passed = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         legs = None if take_ops else self.legs
