@@ -48,6 +48,8 @@ class Kill:
 class Campaign:
     """``kills`` kills; the same ``seed`` makes the same plan, though not the same interleaving."""
 
+    size_bytes = SIZE_BYTES  # that the writers write to
+
     def __init__(self, directory: pathlib.Path, kills: int, seed: str) -> None:
         self.images = [directory / "a.img", directory / "b.img"]
         self.kills: list[Kill] = []
@@ -218,7 +220,7 @@ class Campaign:
 
     @contextlib.contextmanager
     def _writer(self, number: int) -> Iterator[subprocess.Popen[str]]:
-        command = [sys.executable, "-m", "support.stamped_writer", "--seed", self._seed, "--size", str(SIZE_BYTES)]
+        command = [sys.executable, "-m", "support.stamped_writer", "--seed", self._seed, "--size", str(self.size_bytes)]
         command += ["--writer", str(number), "--writers", str(NODES), "--file", str(self._mounts[number] / "md0")]
         for other in range(NODES):
             if other != number:
