@@ -46,6 +46,8 @@ RULES = {
     "recovery-offset": "below the recovery offset on disk a leg has everything, durably, but for chunks with bits",
     "slots-on-leg": "a leg that becomes in sync has the slots of all nodes (W13)",
     "cleared-when-equal": "the last bit of a chunk is cleared only when all legs in sync agree, durably",
+    "served-beyond": "a node serves more than before only when all nodes and all slots on all legs in sync say so (P4)",
+    "one-size": "with time superblocks and slots say one size, on all legs in sync",
     "healed": "with time the array heals: no bits, equal legs, every position filled that a disk is there for",
     "applied-before-acked": "when a metadata update returns, every member has applied it",
     "same-view": "when nothing has happened for a while, all nodes have the metadata that is on the disks",
@@ -58,6 +60,7 @@ RULES = {
 }
 
 Report = Callable[[str, str], None]
+JUNK = 1 << 48  # values from here on are what disks hold behind the array's end
 
 
 class MetadataChecker:
@@ -355,8 +358,8 @@ class RegisterChecker:
     behind what another such read has returned. When a leg fails (`upset`) it may: what was on that leg alone is lost.
     """
 
-    def __init__(self, sectors: int, report: Report) -> None:
-        self._history: list[list[Written]] = [[Written(0, -1, -2, -1, True)] for _ in range(sectors)]
+    def __init__(self, sectors: int, report: Report, *, sectors_max: int = 0) -> None:
+        self._history: list[list[Written]] = [[Written(0, -1, -2, -1, True)] for _ in range(max(sectors, sectors_max))]
         self._report = report
         self._clock = 0
         self._values = 0
@@ -364,6 +367,9 @@ class RegisterChecker:
         self._unknown: dict[str, dict[str, int]] = {}  # by reader: the runs of whose end it has not heard; their slots
         self._seen: dict[int, tuple[Written, int]] = {}  # by sector: what a quiet read returned, and when
         self._upset = -1  # when: a read that began before may be of what is gone
+        self._sectors = sectors  # that the array had from the start
+        self._undefined_from = float("inf")
+        self._size_max = sectors  # that anybody has asked for
 
     # ---- runs of nodes ---------------------------------------------------------------------------------------------
 
@@ -385,6 +391,12 @@ class RegisterChecker:
         """What was on some leg only may be gone."""
         self._seen.clear()
         self._upset = self._tick()
+
+    def resizes(self, sectors: int) -> None:
+        """Somebody asks for another size: what lies behind a smaller one is not promised any more."""
+        if sectors < self._size_max:
+            self._undefined_from = min(self._undefined_from, sectors)
+        self._size_max = max(self._size_max, sectors)
 
     # ---- requests --------------------------------------------------------------------------------------------------
 
@@ -432,6 +444,10 @@ class RegisterChecker:
             piece = data[number * SECTOR_BYTES : (number + 1) * SECTOR_BYTES]
             value = int.from_bytes(piece[:8], "little")
             at = sector + number
+            if at >= self._undefined_from:
+                break
+            if at >= self._sectors and value >= JUNK and piece == sector_bytes(value):
+                value, piece = 0, bytes(SECTOR_BYTES)  # what was there before anybody wrote
             if piece != sector_bytes(value):
                 self._report("sector-whole", f"{who}: sector {at} is a mixture of writes")
                 continue

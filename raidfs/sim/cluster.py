@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import logging
 import traceback
 from collections import Counter
@@ -28,7 +29,9 @@ from raidfs.errors import (
 from raidfs.lock.machine import Event
 from raidfs.node import Node, open_node
 from raidfs.node_options import NodeOptions
+from raidfs.resize_plan import Change
 from raidfs.sim.checkers import (
+    JUNK,
     ChannelChecker,
     DataChecker,
     LockChecker,
@@ -37,18 +40,35 @@ from raidfs.sim.checkers import (
     SlotChecker,
     check_healed,
     check_legs,
+    sector_bytes,
 )
 from raidfs.sim.disk_view import DiskView
 from raidfs.sim.disks import SimDisk
 from raidfs.sim.host import SimHost, SimStorage
-from raidfs.sim.layout import format_disks, sim_layout
+from raidfs.sim.layout import CHUNK_BYTES, format_disks, sim_layout
 from raidfs.sim.leg_checker import LegChecker
 from raidfs.sim.locks import SimulatedLocks
 from raidfs.sim.message_checker import MessageChecker
-from raidfs.sim.plan import CHUNKS, MANAGEMENT, OF_A_DISK, SECTORS, UPDATES, Fault, FaultKind, Life, Op, OpKind, Plan
+from raidfs.sim.plan import (
+    CHUNKS,
+    MANAGEMENT,
+    OF_A_DISK,
+    ROOM_CHUNKS,
+    SECTORS,
+    SECTORS_MAX,
+    UPDATES,
+    WRITES,
+    Fault,
+    FaultKind,
+    Life,
+    Op,
+    OpKind,
+    Plan,
+)
 from raidfs.sim.policies import PctPolicy, RandomPolicy
 from raidfs.sim.runtime import SimRuntime
 from raidfs.sim.scopes import SimCancelScope
+from raidfs.sim.size_checker import SizeChecker, check_one_size
 from raidfs.sim.stepper import Group, Stepper, Task, Timer, waits_text
 from raidfs.sim.sync_checker import SyncChecker
 from raidfs.sim.trace import Trace
@@ -119,7 +139,7 @@ class Cluster:
         self.view = DiskView(self.layout, self.metadata.superblocks)
         self.slots = SlotChecker(self.report)
         self.channels = ChannelChecker(self.report)
-        self.register = RegisterChecker(SECTORS, self.report)
+        self.register = RegisterChecker(SECTORS, self.report, sectors_max=SECTORS_MAX if plan.resizes else 0)
         self.lock_checker = LockChecker(self.locks._machine, self.report, self._count_message)
         self.locks._machine = self.lock_checker  # type: ignore[assignment]
         self.syncs = SyncChecker(self.view, self.storage.disks, self.lock_checker, self.report, self._count_copied)
@@ -134,6 +154,7 @@ class Cluster:
             self.report,
             counts_events=not (plan.gives_up or plan.has_disk_errors),
         )
+        self.sizes = SizeChecker(self.view, self.channels.serving_nodes, self.report)
         for disk in self.storage.disks:
             disk.watchers.append(self.lock_checker.landed)
             disk.watchers.append(self.messages.landed)
@@ -155,7 +176,7 @@ class Cluster:
 
     def report(self, rule: str, what: str) -> None:
         """A rule was broken; the first one counts, and the schedule ends."""
-        if self.failure is None:
+        if self.failure is None and not self.stepper.disposed:
             self.failure = RuleBroken(check=rule, what=what)
             self.note("checker", "BROKEN", rule, what)
             self.stepper.stop()
@@ -172,11 +193,23 @@ class Cluster:
             SimDisk(f"disk{n}", self.layout.end_bytes, self.stepper, self.world, self._rng, self.trace)
             for n in range(plan.disks)
         ]
+        for number, disk in enumerate(disks if plan.resizes else ()):
+            self._give_room(number, disk)
         format_disks(disks[: plan.legs + plan.spares], self.layout, legs=plan.legs, clean=plan.clean)
         for number, disk in enumerate(disks):
             disk.fail_write = frozenset(nth for leg, nth in plan.fail_writes if leg == number)
             disk.fail_read = frozenset(nth for leg, nth in plan.fail_reads if leg == number)
         return SimStorage(disks)
+
+    def _give_room(self, number: int, disk: SimDisk) -> None:
+        plan = self.plan
+        if number == plan.short_disk:
+            return
+        disk.size_max_bytes += ROOM_CHUNKS * CHUNK_BYTES
+        if not plan.extend:
+            disk.extend(disk.size_max_bytes)
+            if not plan.assume_clean:
+                disk.put(self.layout.end_bytes, sector_bytes(JUNK + number) * (SECTORS_MAX - SECTORS))
 
     def _message_delay_s(self) -> float:
         return self._rng.random() * MESSAGE_DELAY_S_MAX if self._rng.random() < MESSAGE_DELAY_CHANCE else 0.0
@@ -224,13 +257,14 @@ class Cluster:
         self._check_legs()
         if self._healed and not self.plan.has_disk_errors:
             check_healed(self.view, self.report)
+            check_one_size(self.view, self.report)
         statistics = self.locks.statistics()
         if statistics.members or statistics.resources:
             self.report("locks-left", str(statistics))
 
     async def _heal(self) -> None:
         """Let the array heal, and read all of it: from the start, when a healer has died (the power was lost)."""
-        read = Op(OpKind.READ, 0, SECTORS)
+        read = Op(OpKind.READ, 0, SECTORS_MAX if self.plan.resizes else SECTORS)
         life = Life(0.0, ((Op(OpKind.HEAL), read, read),))
         is_over = False
         while not is_over:
@@ -404,6 +438,7 @@ class Cluster:
             await peer_gone(slot)
 
         node.mddev.peer_gone = handled  # type: ignore[method-assign]
+        self.sizes.watch(run.name, node)
         for other in self._runs:
             if other.host.slot is not None and other.host.group.dead and not other.ended:
                 self.register.ends(other.name, other.host.slot, [run.name])
@@ -467,10 +502,15 @@ class Cluster:
                     or run.lost
                     or (op.kind in MANAGEMENT and _is_refusal(e))
                     or (isinstance(e, MessageRefused) and op.kind == OpKind.UNKNOWN)
+                    or self._is_behind_the_end(op, e)
                 ):
                     self.report("node-error", f"{run.name}: {op.kind.value} returned {e}")
             finally:
                 expected.cancel()
+
+    def _is_behind_the_end(self, op: Op, e: BaseException) -> bool:
+        is_there = op.sector + op.sectors > self.plan.sectors_min
+        return op.kind in WRITES and is_there and isinstance(e, OSError) and e.errno == errno.ENOSPC
 
     async def _request(self, run: Run, node: Node, op: Op) -> None:
         volume = node.volume
@@ -505,9 +545,9 @@ class Cluster:
             durable = op.kind == OpKind.WRITE_DURABLE
             written, data = self.register.begin_write(run.machine, op.sector, op.sectors, run.name)
             self.note(run.name, "write", op.sector, op.sectors, f"value {written[0].value}")
-            await volume.write(offset, data, durable=durable)
+            taken = await volume.write(offset, data, durable=durable)
             self.note(run.name, "written", op.sector, op.sectors, f"value {written[0].value}")
-            self.register.end_write(written, durable=durable)
+            self.register.end_write(written[: taken // SECTOR_BYTES], durable=durable)
             if durable:
                 self._promised()
 
@@ -522,6 +562,11 @@ class Cluster:
                 await node.add(path, spare=op.kind == OpKind.ADD_SPARE, force=False)
             case OpKind.RE_ADD:
                 await node.re_add(path)
+            case OpKind.RESIZE:
+                self.register.resizes(op.sectors)
+                plan = self.plan
+                await node.grow(Change(op.sectors, extend=plan.extend, assume_clean=plan.assume_clean, force=True))
+                self.note(run.name, "resized", op.sectors)
             case OpKind.RAID_DEVICES:
                 await node.set_raid_devices(op.count)
             case _:
@@ -558,7 +603,9 @@ class Cluster:
                 node.mddev.reconfig_mutex.unlock()
             self.note(run.name, "announced", "with the mutex")
         else:
-            kind = MessageType.CHANGE_CAPACITY if op.kind == OpKind.ANNOUNCE else UNKNOWN_TYPE
+            # Nothing changes by it: the size as it is, or that the node will leave work behind.
+            harmless = MessageType.BITMAP_NEEDS_SYNC if self.plan.resizes else MessageType.CHANGE_CAPACITY
+            kind = harmless if op.kind == OpKind.ANNOUNCE else UNKNOWN_TYPE
             size_sectors = node.array.layout.size_sectors  # as it is, so nothing changes
             await node.channel.sendmsg(Message(kind, slot, high=size_sectors), False)
             self.note(run.name, "announced", f"type {kind}")
@@ -629,7 +676,7 @@ def _is_refusal(e: BaseException) -> bool:
 
 
 def _is_healed(node: Node) -> bool:
-    return node.sync_status().state == "idle"
+    return node.sync_status().state == "idle" and not (node.resize.unfinished or node.array.is_between_sizes)
 
 
 def _is_expected(e: BaseException) -> bool:

@@ -5,9 +5,12 @@ The array code has the same rules in `raidfs.array.spares`; they are written dow
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
+from raidfs.errors import RaidfsError
 from raidfs.format.bitmap import SUPER_BYTES as BITMAP_SUPER_BYTES
+from raidfs.format.bitmap import BitmapSuperblock
 from raidfs.format.geometry import ArrayLayout
 from raidfs.format.superblock import ROLE_SPARE, Feature, Superblock
 from raidfs.sim.disks import SimDisk
@@ -20,8 +23,17 @@ class DiskView:
     """The disks through the superblocks that were last written to them; ``superblocks`` is kept by somebody else."""
 
     def __init__(self, layout: ArrayLayout, superblocks: Mapping[SimDisk, Superblock]) -> None:
-        self.layout = layout
+        self.slots = layout  # where they are, which no size changes
+        self._layouts = {layout.size_sectors: layout}
         self._superblocks = superblocks
+
+    @property
+    def layout(self) -> ArrayLayout:
+        """The layout that the freshest superblock says."""
+        size_sectors = self.freshest.size_sectors
+        if size_sectors not in self._layouts:
+            self._layouts[size_sectors] = dataclasses.replace(self.slots, size_sectors=size_sectors)
+        return self._layouts[size_sectors]
 
     @property
     def freshest(self) -> Superblock:
@@ -60,10 +72,28 @@ class DiskView:
 
     def bits(self, disk: SimDisk, slot: int) -> int:
         """Return the bits of a slot as a disk has them."""
-        start = self.layout.slot_offset_bytes(slot) + BITMAP_SUPER_BYTES
-        return int.from_bytes(disk.content[start : start + (self.layout.bits + 7) // 8], "little") & (
-            (1 << self.layout.bits) - 1
-        )
+        layout = self.layout
+        start = layout.slot_offset_bytes(slot) + BITMAP_SUPER_BYTES
+        bits = int.from_bytes(disk.content[start : start + (layout.bits + 7) // 8], "little")
+        return bits & ((1 << layout.bits) - 1)
+
+    def sizes_said(self) -> dict[tuple[str, int], int]:
+        """Return the size in sectors that slots say on legs in sync, by disk and slot; 0 of one that is none."""
+        found = {}
+        for disk in self.in_sync():
+            for slot in range(self.slots.nodes):
+                start = self.slots.slot_offset_bytes(slot)
+                try:
+                    head = BitmapSuperblock.decode(bytes(disk.content[start : start + BITMAP_SUPER_BYTES]))
+                except RaidfsError:
+                    found[disk.name, slot] = 0
+                else:
+                    found[disk.name, slot] = head.sync_size_sectors
+        return found
+
+    def size_of(self, disk: SimDisk) -> int:
+        """Return the size in sectors that a disk's superblock says."""
+        return self._superblocks[disk].size_sectors
 
     def dirty(self, disk: SimDisk) -> int:
         """Return the bits of all slots together, as a disk has them."""

@@ -8,6 +8,7 @@ from random import Random
 
 from raidfs.sim.leg_plan import with_legs
 from raidfs.sim.plan import READ_SECTORS_MAX, SECTORS, UPDATES, Fault, FaultKind, Life, Op, OpKind, Plan, owner_of
+from raidfs.sim.resize_plan import with_resizes
 
 # Longer than the patience of a sender: a node that forgot to wake somebody is not saved by what it does next.
 IDLE_S = (70.0, 140.0)
@@ -40,7 +41,7 @@ def make_plan(seed: int, *, machines: int | None = None) -> Plan:
         power_loss_s=round(10 ** rng.uniform(-2.3, 1.1), 6) if power_loss == "time" else None,
         power_loss_after=rng.randint(1, 6) if power_loss == "promise" else None,
     )
-    return with_legs(plan, Random(f"legs {seed}"))
+    return with_resizes(with_legs(plan, Random(f"legs {seed}")), Random(f"resizes {seed}"))
 
 
 @dataclasses.dataclass(frozen=True)

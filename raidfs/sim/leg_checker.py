@@ -35,6 +35,7 @@ class LegChecker:
         self._syncs = syncs
         self._report = report
         self.in_sync = view.in_sync()
+        self._chunks = view.layout.bits
         self._bits = {disk: self._read_bits(disk) for disk in disks}
 
     def landed(self, disk: SimDisk, owner: Group | None, offset: int, length: int) -> None:
@@ -51,6 +52,9 @@ class LegChecker:
     def _superblock(self, disk: SimDisk, owner: Group | None) -> None:
         view = self._view
         before, self.in_sync = self.in_sync, view.in_sync()
+        if view.layout.bits != self._chunks:
+            self._chunks = view.layout.bits
+            self._bits = {disk: self._read_bits(disk) for disk in self._disks}
         if owner is None:
             return  # the power has gone: what is left was judged when it was written
         for new in self.in_sync:

@@ -14,7 +14,10 @@ from raidfs.sim.layout import CHUNK_BYTES, NODES
 from raidfs.units import SECTOR_BYTES
 
 CHUNKS = 8
-SECTORS = CHUNKS * CHUNK_BYTES // SECTOR_BYTES
+CHUNK_SECTORS = CHUNK_BYTES // SECTOR_BYTES
+SECTORS = CHUNKS * CHUNK_SECTORS
+ROOM_CHUNKS = 6  # that legs have for the array to grow, where a plan resizes
+SECTORS_MAX = SECTORS + ROOM_CHUNKS * CHUNK_SECTORS
 READ_SECTORS_MAX = 16
 MACHINES_MAX = NODES
 
@@ -42,6 +45,7 @@ class OpKind(enum.Enum):
     REPAIR = "repair"
     IDLE = "idle"  # stop what syncs, on all nodes
     RESYNC = "resync"  # let nodes sync again
+    RESIZE = "resize"  # give the array another size
     HEAL = "heal"  # wait until nothing is left to be synced, as ``raidfs wait`` does
 
 
@@ -54,6 +58,7 @@ MANAGEMENT = frozenset(
         OpKind.ADD_SPARE,
         OpKind.RE_ADD,
         OpKind.RAID_DEVICES,
+        OpKind.RESIZE,
         OpKind.CHECK,
         OpKind.REPAIR,
         OpKind.IDLE,
@@ -61,6 +66,7 @@ MANAGEMENT = frozenset(
     }
 )
 OF_A_DISK = frozenset({OpKind.FAIL, OpKind.REMOVE, OpKind.ADD, OpKind.ADD_SPARE, OpKind.RE_ADD})
+WRITES = frozenset({OpKind.WRITE, OpKind.WRITE_DURABLE})
 UPDATES = frozenset({OpKind.TOUCH, OpKind.ANNOUNCE, OpKind.ANNOUNCE_LOCKED, OpKind.UNKNOWN})  # that send one message
 
 
@@ -76,6 +82,8 @@ class FaultKind(enum.Enum):
 @dataclasses.dataclass(frozen=True)
 class Op:
     """One request: sectors of the array, seconds of rest or of work, the disk that it is about, a number of legs.
+
+    The ``sectors`` of a resize are the size that is asked for.
 
     ``give_up_s``: the user loses patience, and the request is cancelled wherever it then is.
     """
@@ -120,6 +128,9 @@ class Plan:
     ``clean``: the array needs no initial resync. Disks are numbered: first the ``legs`` of the array, then ``spares``
     that belong to it, then ``fresh`` ones, which hold nothing and may be added. ``window_sectors`` is how much a sync
     announces at a time. ``healers`` machines start when all others have ended, and wait until the array has healed.
+    Where users resize, disks hold other things than each other behind the array's end, or (``assume_clean``) the same,
+    and then the size is only ever made larger, with that word; disks that ``extend`` are no longer than needed at
+    first, and ``short_disk`` has no room.
     Storage loses its power at a time, or right after so many flushes and durable writes were acknowledged: promises
     are most easily broken just after they were given.
     """
@@ -138,6 +149,9 @@ class Plan:
     fail_reads: tuple[tuple[int, int], ...] = ()
     power_loss_s: float | None = None
     power_loss_after: int | None = None
+    assume_clean: bool = False
+    extend: bool = False
+    short_disk: int | None = None
 
     @property
     def disks(self) -> int:
@@ -163,6 +177,16 @@ class Plan:
     def manages_legs(self) -> bool:
         """Whether users change legs or ask for syncs, which not every one of them may get."""
         return any(op.kind in MANAGEMENT for op in self.ops)
+
+    @property
+    def resizes(self) -> bool:
+        """Whether users ask for another size."""
+        return any(op.kind is OpKind.RESIZE for op in self.ops)
+
+    @property
+    def sectors_min(self) -> int:
+        """The smallest size that the array may come to have."""
+        return min([SECTORS, *(op.sectors for op in self.ops if op.kind is OpKind.RESIZE)])
 
     @property
     def hides_legs(self) -> bool:

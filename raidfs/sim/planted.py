@@ -25,6 +25,7 @@ from raidfs.node import Node
 from raidfs.sim.disks import SimDisk
 from raidfs.sim.host import SimBackend
 from raidfs.sim.planted_protocol import PROTOCOL
+from raidfs.sim.planted_resize import RESIZE
 from raidfs.sim.planted_sync import SYNC
 from raidfs.sim.planting import Mistakes
 
@@ -263,3 +264,4 @@ def _refresh_fails() -> Iterator[None]:
 
 PLANTED.update(PROTOCOL)
 PLANTED.update(SYNC)
+PLANTED.update(RESIZE)

@@ -75,6 +75,7 @@ def test_a_campaign_breaks_no_rule() -> None:
         "healed",
         "copied",
         "re-add",
+        "resized",
         "add",
     ):
         assert result.counts[kind] > 20, kind

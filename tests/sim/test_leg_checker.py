@@ -12,6 +12,7 @@ import pytest
 from raidfs._core import OpKind
 from raidfs.cluster.messages import Message, MessageType
 from raidfs.format.bitmap import SUPER_BYTES as BITMAP_SUPER_BYTES
+from raidfs.format.bitmap import BitmapSuperblock
 from raidfs.format.superblock import SUPER_OFFSET_BYTES, Feature
 from raidfs.lock.api import Mode
 from raidfs.lock.machine import LockMachine
@@ -22,6 +23,7 @@ from raidfs.sim.host import SimHost
 from raidfs.sim.layout import format_disks, sim_layout
 from raidfs.sim.leg_checker import LegChecker
 from raidfs.sim.policies import RandomPolicy
+from raidfs.sim.size_checker import check_one_size
 from raidfs.sim.stepper import Stepper
 from raidfs.sim.sync_checker import SyncChecker
 from raidfs.sim.trace import Trace
@@ -211,6 +213,26 @@ def test_a_disk_that_was_removed_is_no_spare_once_its_number_is_another_ones(sta
     stage.superblocks({1: 0xFFFE})
     stage.write(1, SUPER_OFFSET_BYTES, dataclasses.replace(own, events=own.events + 2).encode())
     assert stage.view.usable_spares() == [stage.disks[1]]
+
+
+def test_slots_and_superblocks_of_another_size_are_reported_when_all_should_have_ended(stage: Stage) -> None:
+    check_one_size(stage.view, stage.report)
+    assert stage.reports == []
+    start = LAYOUT.slot_offset_bytes(3)
+    head = BitmapSuperblock.decode(bytes(stage.disks[1].content[start : start + BITMAP_SUPER_BYTES]))
+    stage.write(1, start, dataclasses.replace(head, sync_size_sectors=head.sync_size_sectors + 8).encode())
+    check_one_size(stage.view, stage.report)
+    assert stage.reports == ["one-size"]
+    stage.write(1, start, bytes(BITMAP_SUPER_BYTES))
+    check_one_size(stage.view, stage.report)
+    assert stage.reports == ["one-size"] * 2
+    stage.write(1, start, head.encode())
+    own = stage.metadata.superblocks[stage.disks[0]]
+    smaller = dataclasses.replace(own, size_sectors=own.size_sectors - 8, events=own.events + 1)
+    stage.reports.clear()
+    stage.write(0, SUPER_OFFSET_BYTES, smaller.encode())
+    check_one_size(stage.view, stage.report)
+    assert set(stage.reports) == {"one-size"}
 
 
 # ---- syncs ---------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from raidfs.sim.cluster import simulate
 from raidfs.sim.plan import Fault, FaultKind, Life, Op, OpKind, Plan
 from raidfs.sim.planted import PLANTED
 from raidfs.sim.planted_protocol import PROTOCOL
+from raidfs.sim.planted_resize import RESIZE
 
 # How many schedules may pass before a mistake is found; a number that has to grow says that the simulator has become
 # blunter. Most are found in the first ten schedules, announced-silently after 43, bits-forgotten after 20,
@@ -49,6 +50,9 @@ OF_SYNCS = {"one-syncer", "read-atomic", "slots-on-leg", "window-quiet", "in-syn
 # A death in the middle of an update beside a node that then idles: one schedule in some hundreds. It has its own plans.
 RARE = {"death-ignored"}
 
+# Found in plans in which users resize: test_planted_resize.py, which also sees these rules broken.
+OF_RESIZES = {"served-beyond", "one-size"}
+
 # These need things that seldom come together: they have plans of their own in test_planted_sync.py.
 OWN_PLANS = {
     "candidate-kept",
@@ -73,7 +77,7 @@ def rule_of(failure: Failure) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(PLANTED.keys() - RARE - OWN_PLANS))
+@pytest.mark.parametrize("name", sorted(PLANTED.keys() - RARE - OWN_PLANS - RESIZE.keys()))
 def test_the_mistake_is_found(name: str) -> None:
     mistake = PLANTED[name]
     failure = found(name).first_failure
@@ -109,7 +113,7 @@ def test_every_mistake_names_rules_that_exist_and_every_rule_has_its_mistake() -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", sorted(set(RULES) - DIRECT - OF_SYNCS))
+@pytest.mark.parametrize("rule", sorted(set(RULES) - DIRECT - OF_SYNCS - OF_RESIZES))
 def test_each_rule_is_seen_broken(rule: str) -> None:
     for name, mistake in PLANTED.items():
         if rule in mistake.rules:
