@@ -28,6 +28,7 @@ from raidfs.units import MIB, SECTOR_BYTES
 
 _RESULTS = pathlib.Path(__file__).parent
 _SIZES = (96 * MIB, 64 * MIB)  # it begins with the second
+_REST_S = 0.3  # after a resize the nodes look whether something is to be resynced, with the lock that the next needs
 _WAIT_S = 300
 
 
@@ -96,6 +97,7 @@ def _resizes(node: client.Client, files: list[pathlib.Path], pairs: int) -> list
     found: list[list[float]] = [[], []]
     for _ in range(pairs):
         for kind, size_bytes in enumerate(_SIZES):
+            time.sleep(_REST_S)
             change = Change(size_sectors=size_bytes // SECTOR_BYTES, assume_clean=True, force=True)
             began = time.perf_counter()
             node.call("grow", timeout_s=_WAIT_S, **change.to_json())
