@@ -77,6 +77,8 @@ class ArraySize:
             return Result.BUSY
         if layout.chunk_bytes != array.layout.chunk_bytes and array.has_blocked_legs():
             return Result.BUSY  # writes that wait for the record of a failure, which waits for the token
+        if not array.takes_writes():
+            return Result.BUSY  # the record of the failure waits for the token too
         try:
             await array.set_layout(layout, needed_from_sectors=needed_from_sectors)
         except OSError as e:

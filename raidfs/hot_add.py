@@ -14,6 +14,7 @@ task that syncs gives a position if one is vacant.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import struct
@@ -52,6 +53,7 @@ from raidfs.format.bitmap import BitmapSuperblock
 from raidfs.format.superblock import ROLE_FAULTY, ROLE_SPARE, SUPER_OFFSET_BYTES, Superblock
 from raidfs.lock.api import Mode
 from raidfs.mddev import Mddev, touched
+from raidfs.units import SECTOR_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -287,7 +289,10 @@ class HotAdd:
         async def attach(superblock: Superblock) -> None:
             if former is not None:
                 devices.detach(former)
-            leg = devices.attach(image, recovering(own, offset_sectors))
+            # The array may have grown, and the image with it, while the leg was away.
+            room_sectors = image.size_bytes // SECTOR_BYTES - own.data_offset_sectors
+            known = dataclasses.replace(own, data_size_sectors=max(own.data_size_sectors, room_sectors))
+            leg = devices.attach(image, recovering(known, offset_sectors))
             await self._mddev.copy_slots([leg])
 
         await self._update(lambda superblock: superblock.with_role(own.dev_number, position), attach)

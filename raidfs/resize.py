@@ -402,10 +402,13 @@ class Resize:
                 await channel.send_locked(message)
 
     async def absent(self, change: Change, aim: Aim) -> None:
-        """Write the slots of nodes that do not run; what they have to resync stays in them."""
+        """Write the slots of nodes that do not run; what they have to resync stays in them.
+
+        Ours is not among them, though a leg that has just failed may lack it: its lock is not to be given back.
+        """
         array = self._array
         async with self._token():
-            for slot in sorted(await self._slots_behind(aim)):
+            for slot in sorted(await self._slots_behind(aim) - {self._channel.slot}):
                 async with self._channel.membership.idle_slot(slot) as idle:
                     if idle:
                         await array.write_slot(slot, await array.read_slot(slot))

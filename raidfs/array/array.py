@@ -218,12 +218,13 @@ class Array:
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(sweep, name="sweep")
-            await self.failures.wait_event(lambda: not self._takes_writes(), what="all legs to fail")
+            await self.failures.wait_event(lambda: not self.takes_writes(), what="all legs to fail")
             nursery.cancel_scope.cancel()
         if error is not None:
             raise error
 
-    def _takes_writes(self) -> bool:
+    def takes_writes(self) -> bool:
+        """Whether a leg does, before failures are recorded that wait for it."""
         writable = (LegState.IN_SYNC, LegState.RECOVERING)
         return any(leg["state"] in writable and not leg["blocked"] for leg in self.port.engine.statistics()["legs"])
 
@@ -441,7 +442,7 @@ class Array:
         bits = (1 << self.layout.bits) - (1 << first)
         slot_bits = bits.to_bytes(self.layout.slot_bytes - BITMAP_SUPER_BYTES, "little")
         self.port.engine.import_bits(bytes(BITMAP_SUPER_BYTES) + slot_bits)
-        await self.port.sweep()
+        await self.sweep_under_token()
 
     async def set_capacity(self, size_sectors: int) -> None:
         """Serve that much from now on, and tell whoever shows the size to users (md: set_capacity_and_notify)."""

@@ -28,6 +28,7 @@ from raidfs.errors import (
 )
 from raidfs.format.bitmap import BitmapSuperblock
 from raidfs.format.superblock import SUPER_BYTES, SUPER_OFFSET_BYTES, Superblock
+from raidfs.lock.api import Mode
 from raidfs.resize import STEPS, Resize
 from raidfs.resize_plan import Aim, Change
 from raidfs.sim.layout import CHUNK_BYTES
@@ -562,3 +563,27 @@ def test_an_update_of_another_node_in_the_middle_of_a_resize_is_followed() -> No
         good(cluster, asked)
         assert superblock(cluster).size_sectors == NEW
         SimNodes.dispose_all()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_who_resizes_keeps_the_lock_of_its_own_slot_though_a_leg_lacks_the_slot(seed: int) -> None:
+    cluster, [a] = cluster_of(seed, "A")
+    a.do(a.node.resize.absent(Change(), Aim(NEW)))  # as when a leg has failed that the slot was not written to
+    granted = a.ask(a.node.channel.lockspace.query())
+    cluster.until(lambda: granted.done)
+    [slot] = [resource for resource in granted.value if resource.name == "bitmap0000"]
+    assert [lock.granted for lock in slot.locks] == [Mode.PW]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_leg_that_was_away_while_the_array_grew_says_that_it_has_room(seed: int) -> None:
+    cluster, [a] = cluster_of(seed, "A")
+    own = superblock(cluster, 1)
+    short = dataclasses.replace(own, data_size_sectors=OLD)  # as it was before its image was made longer
+    cluster.disks[1].put(SUPER_OFFSET_BYTES, short.encode())
+    a.do(a.node.fail("disk1"))
+    good(cluster, grow(a, NEW))
+    a.do(a.node.re_add("disk1"))
+    quiet(cluster)
+    assert a.legs == {"disk0": "IN_SYNC", "disk1": "IN_SYNC"}
+    assert superblock(cluster, 1).data_size_sectors >= NEW

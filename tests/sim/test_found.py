@@ -171,3 +171,15 @@ def test_a_last_leg_that_fails_while_bits_are_taken_over_holds_nobody_up() -> No
 def test_an_image_that_was_taken_out_while_a_node_was_about_to_open_it_is_a_reason_not_to_join() -> None:
     for seed in (4102002962, 4102005390, 4102002627):
         assert simulate(make_plan(seed)).failure is None
+
+
+@pytest.mark.slow
+def test_a_resize_beside_a_leg_that_fails_ends_and_keeps_its_slot() -> None:
+    # 6003620: the failure waited for the token of who had a slot written. The others gave their own slot away.
+    for seed in (6002608, 6003620, 6004538, 6004717, 6004838):
+        assert simulate(make_plan(seed)).failure is None
+
+
+def test_a_leg_that_was_away_while_the_array_grew_has_room_on_record() -> None:
+    for seed in (6004307, 6005622):
+        assert simulate(make_plan(seed)).failure is None
