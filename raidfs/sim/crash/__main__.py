@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from raidfs.errors import EXIT_FAILED, RaidfsError
 from raidfs.sim.crash.campaign import STEPS_MAX, Failure, parse_recipe, replay, run_campaign
 from raidfs.sim.crash.planted import PLANTED
-from raidfs.sim.crash.recording import EntryKind, LegOp, Recording, UserWrite
+from raidfs.sim.crash.recording import EntryKind, LegOp, Recording, UserResize, UserWrite
 from raidfs.sim.crash.reopened import RULES
 from raidfs.sim.crash.scenario import STEPS, parse_scenario
 
@@ -120,6 +120,8 @@ def _entry(recording: Recording, kind: EntryKind, number: int) -> str:
         what = (
             f"write {request.value} to sectors {request.sector}+{request.sectors}"
             if isinstance(request, UserWrite)
+            else f"resize to {request.sectors} sectors"
+            if isinstance(request, UserResize)
             else "flush"
         )
         return f"{who}: {what} {kind.name.lower()}"

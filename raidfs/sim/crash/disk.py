@@ -6,7 +6,7 @@ from random import Random
 from typing import Protocol
 
 from raidfs._core import OpKind
-from raidfs.sim.crash.layout import LAYOUT
+from raidfs.sim.crash.layout import LEG_BYTES
 from raidfs.sim.disks import DiskOp, SimDisk
 from raidfs.sim.stepper import Group, Stepper
 from raidfs.sim.trace import Trace
@@ -29,7 +29,7 @@ class PlainDisk(SimDisk):
     """Leg number ``leg``; operations take ``latency_s``. A ``broken`` leg fails all writes and flushes."""
 
     def __init__(self, leg: int, stepper: Stepper, group: Group, *, latency_s: float = 0.0) -> None:
-        super().__init__(f"disk{leg}", LAYOUT.end_bytes, stepper, group, _NO_CHANCE, _NOTHING_KEPT)
+        super().__init__(f"disk{leg}", LEG_BYTES, stepper, group, _NO_CHANCE, _NOTHING_KEPT)
         self.leg = leg
         self.latency_s = latency_s
         self.recorder: Recorder | None = None

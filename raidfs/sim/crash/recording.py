@@ -24,15 +24,19 @@ from raidfs.errors import (
     NotFormerLeg,
     NoVacantPosition,
     RaidfsError,
+    ResizeRefused,
+    ResizeUnfinished,
+    SyncElsewhere,
     SyncRuns,
 )
 from raidfs.faults import Strike
 from raidfs.format.superblock import ROLE_FAULTY, SUPER_BYTES, SUPER_OFFSET_BYTES, Superblock
 from raidfs.node import Node, open_node
 from raidfs.node_options import NodeOptions
-from raidfs.sim.checkers import sector_bytes
+from raidfs.resize_plan import Change
+from raidfs.sim.checkers import JUNK, sector_bytes
 from raidfs.sim.crash.disk import PlainDisk
-from raidfs.sim.crash.layout import LAYOUT, LEGS
+from raidfs.sim.crash.layout import LARGER_SECTORS, LAYOUT, LEGS, SECTORS, SMALLER_SECTORS
 from raidfs.sim.crash.scenario import NODE_B, WRITES, Death, Scenario
 from raidfs.sim.disks import DiskOp, SimDisk
 from raidfs.sim.host import SimHost, SimStorage
@@ -125,6 +129,14 @@ class UserFlush:
     machine: int
 
 
+@dataclasses.dataclass(frozen=True)
+class UserResize:
+    """A user asks for another size; what lies behind a smaller one is not promised any more."""
+
+    machine: int
+    sectors: int
+
+
 @dataclasses.dataclass
 class Recording:
     """What happened; ``last_step`` is where in ``entries`` the last step or the death began, ``final`` the legs at the
@@ -137,7 +149,7 @@ class Recording:
 
     initial: list[bytes]
     ops: list[LegOp] = dataclasses.field(default_factory=list)
-    requests: list[UserWrite | UserFlush] = dataclasses.field(default_factory=list)
+    requests: list[UserWrite | UserFlush | UserResize] = dataclasses.field(default_factory=list)
     entries: list[tuple[EntryKind, int]] = dataclasses.field(default_factory=list)
     steps: list[int] = dataclasses.field(default_factory=list)
     lives: list[tuple[int, int, int]] = dataclasses.field(default_factory=list)
@@ -180,6 +192,8 @@ class _Recorder:
             for leg in range(LEGS)
         ]
         format_disks([*self._disks], LAYOUT, clean=True)
+        for disk in self._disks:  # what is new to the array is not the same on both
+            disk.put(LAYOUT.end_bytes, sector_bytes(JUNK + disk.leg) * (LARGER_SECTORS - SECTORS))
         self._storage = SimStorage(self._disks)
         self._locks = SimulatedLocks(self._runtime)
         self._machines = [_Machine("a"), _Machine("b")]
@@ -280,6 +294,8 @@ class _Recorder:
                         "fail": self._fail,
                         "readd": self._take_back,
                         "repair": self._repair,
+                        "grow": self._resize,
+                        "shrink": self._resize,
                     }
                     self._work(machine, requests[kind](machine) if kind in requests else self._write(machine, step))
 
@@ -379,8 +395,8 @@ class _Recorder:
         if survivor.node is None:
             await self._start(survivor)
         node = survivor.node
-        if node is None:
-            return  # it may not join when a leg is broken
+        if node is None or self._is_hopeless:
+            return  # it may not join when a leg is broken, or gets errors
         await self._look(node)
         for step in ("w0", "w1") if survivor is self._machines[0] else ("b0", "b1"):
             await self._write(survivor, step)
@@ -393,7 +409,7 @@ class _Recorder:
 
     async def _look(self, node: Node) -> None:
         at = len(self._recording.entries)
-        self._recording.looks.append((at, await node.volume.read(0, LAYOUT.size_bytes)))
+        self._recording.looks.append((at, await node.volume.read(0, LARGER_SECTORS * SECTOR_BYTES)))
 
     def _decide(self, disk: SimDisk, op: DiskOp) -> Strike | None:
         strike = None if self._decide_strike is None else self._decide_strike(disk, op)
@@ -405,7 +421,7 @@ class _Recorder:
 
     # ---- requests --------------------------------------------------------------------------------------------------
 
-    def _begun(self, request: UserWrite | UserFlush) -> int:
+    def _begun(self, request: UserWrite | UserFlush | UserResize) -> int:
         number = len(self._recording.requests)
         self._recording.requests.append(request)
         self._enter(EntryKind.BEGUN, number)
@@ -474,6 +490,20 @@ class _Recorder:
             await machine.node.sync_action("repair")
         except SyncRuns:
             return
+
+    async def _resize(self, machine: _Machine) -> None:
+        assert machine.node is not None
+        index = self._machines.index(machine)
+        sectors = SMALLER_SECTORS if index else LARGER_SECTORS
+        number = self._begun(UserResize(index, sectors))
+        try:
+            await machine.node.grow(Change(sectors, force=True))
+        except (SyncElsewhere, ResizeRefused, ResizeUnfinished):
+            return  # unfinished: who is left, or opens the array next, ends it
+        except (RaidfsError, OSError):
+            if not (self._is_hopeless or self._struck):
+                raise
+        self._acknowledged(number)
 
     async def _sync(self) -> None:
         # Whichever node runs: it knows of the other one's. When it dies, the other one is asked.

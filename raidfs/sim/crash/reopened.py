@@ -14,12 +14,13 @@ from random import Random
 from raidfs._core import LegState
 from raidfs.errors import NotFormerLeg, RaidfsError
 from raidfs.format.bitmap import SUPER_BYTES as BITMAP_SUPER_BYTES
+from raidfs.format.bitmap import BitmapSuperblock
 from raidfs.format.superblock import ROLE_FAULTY, SUPER_BYTES, SUPER_OFFSET_BYTES, Superblock
 from raidfs.node import Node, open_node
 from raidfs.node_options import NodeOptions
 from raidfs.sim.checkers import sector_bytes
 from raidfs.sim.crash.disk import PlainDisk
-from raidfs.sim.crash.layout import LAYOUT, SECTORS
+from raidfs.sim.crash.layout import LARGER_SECTORS, LAYOUT
 from raidfs.sim.crash.recording import CrashHost, InOrder, words
 from raidfs.sim.crash.states import LegImage, Wanted
 from raidfs.sim.host import SimStorage
@@ -47,13 +48,16 @@ class Outcome:
 class Healed:
     """What a node has read, what the legs hold when it has left, and what else is wrong with them then.
 
-    ``broken`` is the rule that was broken before anything could be read. ``stale`` are the legs that are not in sync.
+    ``broken`` is the rule that was broken before anything could be read. ``stale`` are the legs that are not in sync,
+    ``served`` is what the node served when it left, ``sizes`` what superblocks and slots say, all in sectors.
     """
 
     broken: tuple[str, str] | None
     values: tuple[int, ...] = ()
     legs: tuple[tuple[int, ...], ...] = ()
     stale: frozenset[int] = frozenset()
+    served: int = 0
+    sizes: frozenset[int] = frozenset()
     dirty: tuple[int, ...] = ()
 
     def outcome(self) -> Outcome:
@@ -63,11 +67,19 @@ class Healed:
         for leg, found in enumerate(self.legs):
             if leg in self.stale:
                 return Outcome(self.values, "heals", f"leg {leg} is not in sync")
-            if found != self.values:
-                for sector, (have, read) in enumerate(zip(found, self.values, strict=True)):
+            if found[: len(self.values)] != self.values:
+                for sector, (have, read) in enumerate(zip(found, self.values, strict=False)):
                     if have != read:
                         what = f"sector {sector}: leg {leg} has {have}, read was {read}"
                         return Outcome(self.values, "legs-equal", what)
+            first = self.legs[0]
+            for sector in range(len(self.values), self.served):
+                if found[sector] != first[sector]:
+                    what = f"sector {sector}: leg {leg} has {found[sector]}, leg 0 has {first[sector]}"
+                    return Outcome(self.values, "legs-equal", what)
+        if self.sizes != {self.served}:
+            said = f"superblocks and slots say {sorted(self.sizes)} sectors"
+            return Outcome(self.values, "one-size", f"{said}, {self.served} are served")
         if self.dirty:
             return Outcome(self.values, "heals", f"chunks {list(self.dirty)} are dirty")
         return Outcome(self.values)
@@ -88,6 +100,7 @@ RULES = {
     "same-again": "what a node has read of the array once is what the healed legs hold",
     "legs-equal": "healed legs are equal, those that were failed and taken back included",
     "heals": "in the end all legs are in sync and no bit is set",
+    "one-size": "in the end superblocks and slots on all legs say the size that is served",
     "data-blind": "what a node does with legs that it opens does not depend on what users have written",
 }
 
@@ -143,7 +156,7 @@ class Reopener:
 
 
 def _marks(leg: int) -> range:
-    return range(MARKS + leg * SECTORS, MARKS + (leg + 1) * SECTORS)
+    return range(MARKS + leg * LARGER_SECTORS, MARKS + (leg + 1) * LARGER_SECTORS)
 
 
 def _marked(leg: int, image: bytes) -> bytes:
@@ -172,17 +185,19 @@ def heal(images: Sequence[bytes]) -> Healed:
     group = stepper.group("c0")
     host = CrashHost("c0", stepper, group, SimStorage(disks), locks)
     read: list[bytes] = []
+    served: list[int] = []
     errors: list[str] = []
 
     async def session() -> None:
         options = NodeOptions(images=tuple(disk.name for disk in disks), client_name="c0", lock="simulated", run=True)
         async with open_node(SimRuntime(stepper, group), options, host) as node:
-            read.append(await node.volume.read(0, SECTORS * SECTOR_BYTES))
+            read.append(await node.volume.read(0, LARGER_SECTORS * SECTOR_BYTES))
             await node.wait_for_syncs()
             for disk in disks:
                 if not any(leg.path == disk.name and leg.state != LegState.FAULTY for leg in node.array.legs):
                     await _take_back(node, disk.name)
                     await node.wait_for_syncs()
+            served.append(node.volume.size_bytes // SECTOR_BYTES)
 
     stepper.spawn(world, locks.run(), name="locks")
     task = stepper.spawn(
@@ -195,7 +210,7 @@ def heal(images: Sequence[bytes]) -> Healed:
     stepper.dispose()
     if errors:
         return Healed(("opens", errors[0]))
-    return left_of(values_of(read[0]), [bytes(disk.content) for disk in disks])
+    return left_of(values_of(read[0]), [bytes(disk.content) for disk in disks], served[0])
 
 
 async def _take_back(node: Node, path: str) -> None:
@@ -206,8 +221,8 @@ async def _take_back(node: Node, path: str) -> None:
         await node.add(path, spare=False, force=True)
 
 
-def left_of(values: tuple[int, ...], images: Sequence[bytes]) -> Healed:
-    """Return what legs hold that nobody uses any more; ``values`` are what was read of the array."""
+def left_of(values: tuple[int, ...], images: Sequence[bytes], served: int) -> Healed:
+    """Return what legs hold that nobody uses any more; ``values`` were read of the array, ``served`` sectors it had."""
     try:
         superblocks = [_superblock(leg, image) for leg, image in enumerate(images)]
     except RaidfsError as e:
@@ -222,19 +237,33 @@ def left_of(values: tuple[int, ...], images: Sequence[bytes]) -> Healed:
             for leg, own in enumerate(superblocks)
             if freshest.role_of(own.dev_number) >= ROLE_FAULTY or own.is_recovering
         ),
-        tuple(sorted(_dirty_chunks(images[0]))),
+        served,
+        frozenset(own.size_sectors for own in superblocks) | frozenset(map(_size_said, images)),
+        tuple(sorted(_dirty_chunks(images[0], served))),
     )
 
 
-def _dirty_chunks(image: bytes) -> set[int]:
-    """Return the chunks whose bits are set in some slot, as the first leg has it: that one counts.
+def _slot(image: bytes, slot: int) -> bytes:
+    start = LAYOUT.slot_offset_bytes(slot)
+    return image[start : start + LAYOUT.slot_bytes]
+
+
+def _size_said(image: bytes) -> int:
+    """Return the size in sectors that all slots of a leg say, or MIXED."""
+    found = {BitmapSuperblock.decode(_slot(image, slot)).sync_size_sectors for slot in range(LAYOUT.nodes)}
+    return found.pop() if len(found) == 1 else MIXED
+
+
+def _dirty_chunks(image: bytes, sectors: int) -> set[int]:
+    """Return the chunks of so many sectors whose bits are set in some slot, as the first leg has it: that one counts.
 
     Another leg may have a bit of a write that did not come to its data; nobody looks at it while the first leg lives.
     """
     dirty = set()
+    chunks = sectors * SECTOR_BYTES // LAYOUT.chunk_bytes
     for slot in range(LAYOUT.nodes):
-        bits = LAYOUT.slot_offset_bytes(slot) + BITMAP_SUPER_BYTES
-        dirty |= {chunk for chunk in range(LAYOUT.bits) if image[bits + chunk // 8] >> chunk % 8 & 1}
+        bits = _slot(image, slot)[BITMAP_SUPER_BYTES:]
+        dirty |= {chunk for chunk in range(chunks) if bits[chunk // 8] >> chunk % 8 & 1}
     return dirty
 
 
@@ -246,7 +275,15 @@ def broken_promise(outcome: Outcome, wanted: Wanted) -> tuple[str, str] | None:
     """Return the rule that an outcome breaks where these values are wanted, and how; None for none."""
     if outcome.rule is not None:
         return outcome.rule, outcome.what
-    for sector, value in enumerate(outcome.values):
-        if value not in wanted[sector]:
-            return "promised", f"sector {sector} has {value}, allowed are {sorted(wanted[sector])}"
+    lost = unwanted(outcome.values, wanted)
+    return None if lost is None else ("promised", lost)
+
+
+def unwanted(values: Sequence[int], wanted: Wanted) -> str | None:
+    """Return what was read that may not be, or is not there; None for nothing."""
+    for sector, allowed in enumerate(wanted):
+        if allowed and sector >= len(values):
+            return f"sector {sector} is not served, allowed are {sorted(allowed)}"
+        if allowed and values[sector] not in allowed:
+            return f"sector {sector} has {values[sector]}, allowed are {sorted(allowed)}"
     return None

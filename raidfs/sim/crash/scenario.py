@@ -46,13 +46,15 @@ STEPS = {
     "breadd": "node b takes leg 1 back",
     "repair": "node a compares and repairs",
     "sync": "until no sync runs any more on any node",
+    "grow": "node a makes the array two chunks larger than at first",
+    "bshrink": "node b makes it one chunk smaller than at first",
     "stop": "node a leaves",
     "bstop": "node b leaves",
     "die": "node a dies; its writes in flight are lost",
     "bdie": "node b dies; its writes in flight are lost",
     "age": "16 seconds pass, in which idle bits are cleared",
 }
-NODE_B = frozenset({"b0", "b1", "bflush", "bfail", "breadd", "bstop", "bdie"})
+NODE_B = frozenset({"b0", "b1", "bflush", "bfail", "breadd", "bshrink", "bstop", "bdie"})
 _ALONE = {"age", "die", "bdie", "break", "sync"}  # what takes no time, or only time, goes on beside nothing
 SLOW = (0, 1)
 
@@ -155,6 +157,8 @@ _IDLE_AFTER = {
     "fail": ({"fail"}, {"readd"}),
     "bfail": ({"bfail"}, {"breadd"}),
     "break": ({"break", "fail"}, {"readd"}),
+    "grow": ({"grow"}, {"bshrink"}),
+    "bshrink": ({"bshrink"}, {"grow"}),
     "readd": ({"readd"}, {"fail", "break"}),
     "breadd": ({"breadd"}, {"bfail"}),
     "sync": ({"sync"}, {"readd", "breadd", "die", "bdie", "repair"}),

@@ -27,6 +27,7 @@ from raidfs.sim.crash.recording import (
     LegOp,
     Recording,
     UserFlush,
+    UserResize,
     UserWrite,
     piece_of,
     pieces_of,
@@ -45,7 +46,7 @@ class Model(enum.Enum):
 
 
 Wanted = tuple[frozenset[int], ...]
-"""For each sector the values that it may have."""
+"""For each sector the values that it may have; none for one that a smaller array need not have any more."""
 
 
 def digest_of(*parts: bytes) -> bytes:
@@ -153,6 +154,7 @@ class Cutter:
         self._history: list[list[tuple[int, int]]] = [[] for _ in range(SECTORS)]  # (request, value) by sector
         self._acknowledged: set[int] = set()
         self._promised: set[int] = set()  # writes that survive a power loss
+        self._size = SECTORS  # the smallest that was asked for
         self._flushes: dict[int, set[int]] = {}  # by request: the writes that it promises
 
     def cuts(self, *, start: int = 0, only: int | None = None) -> Iterator[Cut]:
@@ -192,14 +194,14 @@ class Cutter:
 
     def _wanted(self, promised: set[int]) -> Wanted:
         wanted = []
-        for history in self._history:
+        for history in self._history[: self._size]:
             values = {0}
             for request, value in history:
                 if request in promised:
                     values = set()
                 values.add(value)
             wanted.append(frozenset(values))
-        return tuple(wanted)
+        return (*wanted, *[frozenset()] * (SECTORS - self._size))
 
     def _take(self, kind: EntryKind, number: int) -> None:
         if kind is EntryKind.BEGUN:
@@ -238,6 +240,9 @@ class Cutter:
                 write for write in self._acknowledged if self._machine_of(write) == request.machine
             }
             return
+        if isinstance(request, UserResize):
+            self._size = min(self._size, request.sectors)
+            return
         for sector in range(request.sector, request.sector + request.sectors):
             self._history[sector].append((number, request.value))
 
@@ -250,7 +255,7 @@ class Cutter:
             self._acknowledged.add(number)
             if request.durable:
                 self._promised.add(number)
-        else:
+        elif isinstance(request, UserFlush):
             self._promised |= self._flushes[number]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from raidfs.sim.crash.recording import EntryKind, LegOp, Recording
-from raidfs.sim.crash.reopened import left_of, values_of
+from raidfs.sim.crash.reopened import left_of, unwanted, values_of
 from raidfs.sim.crash.scenario import Death
 from raidfs.sim.crash.states import Cut, Cutter, Model
 
@@ -47,13 +47,13 @@ def broken_by_survivor(recording: Recording) -> tuple[str, str] | None:
     """Return the rule that a survivor has broken, and how; None for none."""
     places = [at for at, _ in recording.looks]
     for (at, data), wanted in zip(recording.looks, Cutter(recording).wanted(places), strict=True):
-        for sector, value in enumerate(values_of(data)):
-            if value not in wanted[sector]:
-                what = f"the survivor read {value} in sector {sector} at {at}, allowed are {sorted(wanted[sector])}"
-                return "promised", what
+        lost = unwanted(values_of(data), wanted)
+        if lost is not None:
+            return "promised", f"what the survivor read at {at}: {lost}"
     if not recording.settled:
         return None
-    left = left_of(values_of(recording.looks[-1][1]), recording.final)
+    values = values_of(recording.looks[-1][1])
+    left = left_of(values, recording.final, len(values))
     if left.stale:
         return None  # what was failed stays so until a user takes it back
     outcome = left.outcome()
