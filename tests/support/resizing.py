@@ -35,6 +35,7 @@ DATA_OFFSET_BYTES = 1 << 20
 CHUNK_BYTES = 256 << 10
 BLOCK = 4096
 KILL_CHANCE = 0.5
+ALL_DIE_CHANCE = 0.08
 COMMAND_S = 150  # more than the patience of a sender and of a drain together
 
 
@@ -128,6 +129,9 @@ class Resizes(Campaign):
         old = self.size
         change = Change(None if maximum else wanted // SECTOR_BYTES, maximum=maximum, force=True)
         command = _Command(self._mounts[number], change)
+        if self._random.random() < ALL_DIE_CHANCE:
+            self._die_all(command, {old, wanted})
+            return
         victim = self._victim(number) if self._random.random() < KILL_CHANCE else None
         refusal = command.ended()
         if refusal is None:
@@ -154,15 +158,36 @@ class Resizes(Campaign):
 
     def _victim(self, asked: int) -> int:
         """Kill a node, half of the time the one that was asked, at any time of the resize."""
-        usual = statistics.median(self._took[-9:]) if self._took else 0.1
-        self._rest(0.0, 1.1 * usual)
+        self._rest(0.0, 1.1 * self._usual())
         victim = asked if self._random.random() < 0.5 else self._random.randrange(NODES)
+        self._kill_in_resize(victim)
+        return victim
+
+    def _usual(self) -> float:
+        return statistics.median(self._took[-9:]) if self._took else 0.1
+
+    def _kill_in_resize(self, victim: int) -> None:
         node = self._nodes.pop(victim)
         node.signal(signal.SIGKILL)
         self.kills.append(Kill(victim, time.monotonic(), "a resize"))
         self._let_go(victim)
         node.wait_gone()
-        return victim
+
+    def _die_all(self, command: _Command, sizes: set[int]) -> None:
+        """Kill all nodes at any time of the resize; the first that is mounted again ends it, one way or the other."""
+        self._rest(0.0, 1.1 * self._usual())
+        victims = self._random.sample(sorted(self._nodes), NODES)
+        for victim in victims:
+            self._kill_in_resize(victim)
+        self._refused += [refusal] if (refusal := command.ended()) is not None else []
+        self._mount(victims[0])
+        found = self._agreed(sizes, "all nodes have died")
+        self._outcomes["cut off"] += 1
+        self._outcomes["with all nodes"] += 1
+        self._check(found)
+        for victim in victims[1:]:
+            self._mount(victim)
+            self._check(found)
 
     def _agreed(self, sizes: set[int], said: str) -> int:
         """Return the size that all nodes come to, when superblocks and slots say that nothing is left to be done."""
