@@ -12,7 +12,7 @@ import sys
 import tempfile
 from typing import Any
 
-from benchmarks import facts, fio, first_touch, plot, report, workers
+from benchmarks import facts, fio, first_touch, plot, profiles, report, workers
 from benchmarks.targets import TARGETS, Target, TargetMissing, measures
 
 SCHEMA_VERSION = 1
@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--compare", type=pathlib.Path, nargs=2, metavar="JSON", help="print how two kept results differ, and end"
     )
+    parser.add_argument("--profile", action="store_true", help="perf of a node for the four main rows, kept beside")
     parser.add_argument("--note", default="", metavar="TEXT", help="kept with the facts about the host")
     parser.add_argument(
         "--workers",
@@ -87,11 +88,16 @@ def main() -> int:
     document["media"] = [measure(options, name, places[name]) for name in chosen]
     if not options.workers:
         print(report.markdown(document))
-    if not options.no_keep:
+    found = [f"{medium['name']}\n\n{medium.pop('profiles')}" for medium in document["media"] if "profiles" in medium]
+    if options.no_keep:
+        print("\n".join(found))
+    else:
         kind = "-workers" if options.workers else ""
         path = RESULTS / f"{began:%Y-%m-%d}-{options.host_kind}{kind}.json"
         path.write_text(json.dumps(document, indent=1) + "\n")
         print(f"kept in {path}", file=sys.stderr)
+        if found:
+            profiles.path_beside(path).write_text("\n".join(found))
     return 0
 
 
@@ -119,6 +125,8 @@ def _medium(options: argparse.Namespace, name: str, directory: pathlib.Path) -> 
                     figures = fio.run_job(row, target, size_bytes=size_bytes, seconds=options.seconds)
                     runs.append({"round": number, "row": row, "target": name_, **dataclasses.asdict(figures)})
                     print(f"{name} {number} {row} {name_}: {figures.iops:.0f} IOPS", file=sys.stderr)
+        if options.profile and "raidfs" in opened:
+            medium["profiles"] = profiles.measure(opened["raidfs"], size_bytes=size_bytes, seconds=options.seconds)
     if "raidfs" in options.targets:
         medium["first_touch"] = first_touch.measure(directory, size_bytes=FIRST_TOUCH_BYTES, rounds=options.rounds)
     return {**medium, "load_after": facts.load_average(), "left_out": left_out, "runs": runs}
