@@ -470,9 +470,13 @@ class Mddev:
             self.reconfig_mutex.unlock()
 
     async def remote_resync(self, slot: int, low: int, high: int, code: int) -> Result:
-        """See `raidfs.cluster.receiver.Mddev`."""
+        """See `raidfs.cluster.receiver.Mddev`.
+
+        Not while a leg has failed here and nobody else knows: the one who syncs may copy from that leg what a write of
+        ours has not reached there, and the write is acknowledged when the failure is recorded.
+        """
         await self.remote.moved(slot, low, high, code)
-        return Result.APPLIED
+        return Result.LEG_FAILS if high > low and self.array.has_blocked_legs() else Result.APPLIED
 
     def remote_resync_started(self, slot: int) -> Result:
         """See `raidfs.cluster.receiver.Mddev`."""

@@ -71,6 +71,7 @@ class Result(enum.IntEnum):
     READ_ONLY = 15
     SLOTS_WOULD_MOVE = 16
     BUSY = 17
+    LEG_FAILS = 18
 
     @property
     def text(self) -> str:
@@ -96,6 +97,7 @@ _RESULT_TEXTS = {
     Result.NO_ROOM: "a leg is too small there; see its log",
     Result.READ_ONLY: "it is mounted read-only and cannot write its slot of the bitmap",
     Result.SLOTS_WOULD_MOVE: "the slots of the bitmap would move there; does it know the same array?",
+    Result.LEG_FAILS: "a leg has failed there and that is not recorded yet",
     Result.BUSY: "requests behind the new end did not end in time there",
 }
 

@@ -183,3 +183,14 @@ def test_a_resize_beside_a_leg_that_fails_ends_and_keeps_its_slot() -> None:
 def test_a_leg_that_was_away_while_the_array_grew_has_room_on_record() -> None:
     for seed in (6004307, 6005622):
         assert simulate(make_plan(seed)).failure is None
+
+
+@pytest.mark.slow
+def test_a_sync_does_not_copy_from_a_leg_that_has_failed_a_write_of_another_node() -> None:
+    # The write waited for the record of the failure, which came after the old data had been copied over the new.
+    for nth in range(16, 34):
+        lives = ((user(faults=crash_at(9)), user(Op(OpKind.WRITE, 18, 1), Op(OpKind.READ, 18, 1))), (user(TOUCH),))
+        plan = Plan("", lives, legs=3, clean=False, window_sectors=4, fail_writes=((0, nth),))
+        assert broken_in(plan, 4) == []
+    for seed in (4103002115, 4103000074):
+        assert simulate(make_plan(seed)).failure is None
