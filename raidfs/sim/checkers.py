@@ -356,6 +356,8 @@ class RegisterChecker:
 
     A read whose only doubt is what runs that are over left half done, of whose end the reader knows, must not go back
     behind what another such read has returned. When a leg fails (`upset`) it may: what was on that leg alone is lost.
+    So may reads of a sector that one leg could not read and that differs on another one (`read_from_another`): the
+    other's is returned, and written over the first one's.
     """
 
     def __init__(self, sectors: int, report: Report, *, sectors_max: int = 0) -> None:
@@ -366,6 +368,7 @@ class RegisterChecker:
         self._over: dict[str, int] = {}  # runs of nodes whose writes have all landed or never will: since when
         self._unknown: dict[str, dict[str, int]] = {}  # by reader: the runs of whose end it has not heard; their slots
         self._seen: dict[int, tuple[Written, int]] = {}  # by sector: what a quiet read returned, and when
+        self._elsewhere: set[int] = set()  # sectors that were read from another leg, which differs
         self._upset = -1  # when: a read that began before may be of what is gone
         self._sectors = sectors  # that the array had from the start
         self._undefined_from = float("inf")
@@ -391,6 +394,10 @@ class RegisterChecker:
         """What was on some leg only may be gone."""
         self._seen.clear()
         self._upset = self._tick()
+
+    def read_from_another(self, sector: int) -> None:
+        """A leg could not read a sector that is not the same on another leg."""
+        self._elsewhere.add(sector)
 
     def resizes(self, sectors: int) -> None:
         """Somebody asks for another size: what lies behind a smaller one is not promised any more."""
@@ -467,6 +474,8 @@ class RegisterChecker:
         }
 
     def _not_back(self, sector: int, start: int, now: int, entry: Written, allowed: list[Written], who: str) -> None:
+        if sector in self._elsewhere:
+            return
         unknown = self._unknown.get(who, {})
         for other in allowed:
             is_left = self._over.get(other.run, now) < start and other.run not in unknown

@@ -45,7 +45,7 @@ from raidfs.sim.checkers import (
 from raidfs.sim.disk_view import DiskView
 from raidfs.sim.disks import SimDisk
 from raidfs.sim.host import SimHost, SimStorage
-from raidfs.sim.layout import CHUNK_BYTES, format_disks, sim_layout
+from raidfs.sim.layout import CHUNK_BYTES, DATA_OFFSET_BYTES, format_disks, sim_layout
 from raidfs.sim.leg_checker import LegChecker
 from raidfs.sim.locks import SimulatedLocks
 from raidfs.sim.message_checker import MessageChecker
@@ -199,6 +199,7 @@ class Cluster:
         for number, disk in enumerate(disks):
             disk.fail_write = frozenset(nth for leg, nth in plan.fail_writes if leg == number)
             disk.fail_read = frozenset(nth for leg, nth in plan.fail_reads if leg == number)
+            disk.on_read_error = self._read_failed
         return SimStorage(disks)
 
     def _give_room(self, number: int, disk: SimDisk) -> None:
@@ -237,6 +238,12 @@ class Cluster:
         self.legs.landed(disk, owner, offset, length)
         if len(self.legs.in_sync) < before:
             self.register.upset()
+
+    def _read_failed(self, disk: SimDisk, offset: int, length: int) -> None:
+        others = [other for other in self.view.in_sync() if other is not disk]
+        for at in range(max(offset, DATA_OFFSET_BYTES), offset + length, SECTOR_BYTES):
+            if any(other.content[at : at + SECTOR_BYTES] != disk.content[at : at + SECTOR_BYTES] for other in others):
+                self.register.read_from_another((at - DATA_OFFSET_BYTES) // SECTOR_BYTES)
 
     def _on_op(self, host: SimHost, disk: SimDisk, kind: DiskOpKind, offset: int, data: bytes | None) -> None:
         self.data.on_op(host, disk, kind, offset, data)
@@ -503,6 +510,7 @@ class Cluster:
                     or (op.kind in MANAGEMENT and _is_refusal(e))
                     or (isinstance(e, MessageRefused) and op.kind == OpKind.UNKNOWN)
                     or self._is_behind_the_end(op, e)
+                    or (run.life.missing_leg is not None and node.lost is not None)  # it came to be a leg of the array
                 ):
                     self.report("node-error", f"{run.name}: {op.kind.value} returned {e}")
             finally:

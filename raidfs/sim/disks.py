@@ -61,7 +61,8 @@ class SimDisk:
     It can be made longer up to ``size_max_bytes``, which is what it has unless somebody sets more.
     ``fail_write`` holds numbers of writes and flushes (counted from 0 over the disk's life) that end with EIO and
     take place in part; ``fail_read`` the same for reads. ``watchers`` are called after each change of
-    ``content`` with the disk, whose write it was (None: nobody's), offset and length.
+    ``content`` with the disk, whose write it was (None: nobody's), offset and length; ``on_read_error`` at each read
+    that fails, with the disk, offset and length.
     """
 
     def __init__(self, name: str, size_bytes: int, stepper: Stepper, group: Group, rng: Random, trace: Trace) -> None:
@@ -74,6 +75,7 @@ class SimDisk:
         self.fail_read: frozenset[int] = frozenset()
         self.in_flight: dict[DiskOp, None] = {}
         self.watchers: list[Watcher] = []
+        self.on_read_error: Callable[[SimDisk, int, int], None] = lambda disk, offset, length: None
         self._cache: dict[int, list[tuple[int, bytes]]] = {}  # sector: (sequence, bytes), not durable, oldest first
         self._sequence = 0
         self._writes = 0
@@ -170,6 +172,7 @@ class SimDisk:
         if op.kind == OpKind.READ:
             self._reads += 1
             if self._reads - 1 in self.fail_read:
+                self.on_read_error(self, op.offset, op.length)
                 return -errno.EIO, None
             return op.length, bytes(self.content[op.offset : op.offset + op.length])
         self._writes += 1

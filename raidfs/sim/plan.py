@@ -180,8 +180,8 @@ class Plan:
 
     @property
     def resizes(self) -> bool:
-        """Whether users ask for another size."""
-        return any(op.kind is OpKind.RESIZE for op in self.ops)
+        """Whether users ask for another size, or for what only a larger array has."""
+        return any(op.kind is OpKind.RESIZE or op.sector + op.sectors > SECTORS for op in self.ops)
 
     @property
     def sectors_min(self) -> int:
