@@ -130,13 +130,15 @@ class Devices:
     async def look_at_rooms(self) -> None:
         """Look how long the images of all legs are now that are not faulty; raises ImageAccess."""
         for leg in self._counting():
-            leg.image_bytes = await self.host.room_bytes(self._images[leg.index])
+            if leg.index in self._images:  # still: legs may go meanwhile
+                leg.image_bytes = await self.host.room_bytes(self._images[leg.index])
 
     async def extend(self, size_bytes: int, *, sparse: bool) -> None:
         """Make all images at least that long; raises DeviceNotExtendable, ImageNotExtended, ImageAccess."""
         for leg in self._counting():
-            await self.host.extend(self._images[leg.index], size_bytes, sparse)
-            leg.image_bytes = await self.host.room_bytes(self._images[leg.index])
+            if leg.index in self._images:
+                await self.host.extend(self._images[leg.index], size_bytes, sparse)
+        await self.look_at_rooms()
 
     def _counting(self) -> list[ArrayLeg]:
         return [leg for leg in self._array.legs if leg.state != LegState.FAULTY and leg.index in self._images]

@@ -131,10 +131,15 @@ def check_layouts(members: Sequence[Member], freshest: Member) -> None:
                 raise LegLayoutDiffers(
                     path=member.path, field=field, value=value, other_path=freshest.path, other_value=wanted
                 )
-        need_sectors = best.data_offset_sectors + best.size_sectors
-        have_sectors = member.candidate.size_bytes // SECTOR_BYTES
-        if have_sectors < need_sectors:
+        if is_too_short(member, best):
+            need_sectors = best.data_offset_sectors + best.size_sectors
+            have_sectors = member.candidate.size_bytes // SECTOR_BYTES
             raise LegTruncated(path=member.path, have_sectors=have_sectors, need_sectors=need_sectors)
+
+
+def is_too_short(member: Member, array: Superblock) -> bool:
+    """Whether an image ends before the array's data does."""
+    return member.candidate.size_bytes // SECTOR_BYTES < array.data_offset_sectors + array.size_sectors
 
 
 # What every slot of an array says alike. Events, state and sectors_reserved are each slot's own; size and chunk are

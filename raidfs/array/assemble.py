@@ -18,6 +18,7 @@ from raidfs.array.agreement import (
     check_diverged,
     check_layouts,
     check_one_array,
+    is_too_short,
     slots_of_other_size,
     with_all_slots,
 )
@@ -132,6 +133,8 @@ def _roles(members: Sequence[Member], freshest: Member) -> tuple[list[AssembledL
     for member in members:
         own = member.superblock
         reason = _left_out_reason(own, freshest.superblock)
+        if reason is None and own.role == ROLE_SPARE and is_too_short(member, freshest.superblock):
+            reason = LeftOutReason.REMOVED  # the array has grown since: it was none of its spares then
         if reason is not None:
             role = own.role if has_position(own) else None
             left_out.append(LeftOutLeg(member.path, reason, own.events, role, own.dev_number))

@@ -49,7 +49,10 @@ class DiskView:
         return [disk for _, disk in self._members(recovering=True)]
 
     def usable_spares(self) -> list[SimDisk]:
-        """Return the disks that are recovering, or spares of the array: of those with one number the latest."""
+        """Return the disks that are recovering, or spares of the array: of those with one number the latest.
+
+        One that was removed before the array grew is too short for one.
+        """
         freshest = self.freshest
         latest: dict[int, int] = {}
         for own in self._superblocks.values():
@@ -60,6 +63,7 @@ class DiskView:
             if own.role == ROLE_SPARE
             and freshest.role_of(own.dev_number) == ROLE_SPARE
             and own.events == latest[own.dev_number]
+            and disk.size_bytes >= (freshest.data_offset_sectors + freshest.size_sectors) * SECTOR_BYTES
         ]
         return self.recovering() + spares
 

@@ -60,6 +60,8 @@ class SyncChecker:
     def published(self, name: str, message: Message) -> None:
         """A message is in ``message``: receivers may act on it from now on, until all have acknowledged it."""
         if message.type != MessageType.RESYNCING:
+            if name in self._windows:
+                self._windows[name].next = None  # given up before anybody was made to acknowledge it
             return
         start, end = message.low * SECTOR_BYTES, message.high * SECTOR_BYTES
         self._shrink(name, start, end).next = (start, end)

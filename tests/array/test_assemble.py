@@ -394,3 +394,12 @@ def test_a_leg_that_was_replaced_twice_over_is_stale_and_contradicts_nobody(tmp_
     assert sorted(left_out(assembly)) == [("leg0", LeftOutReason.FAULTY), ("leg2", LeftOutReason.FAULTY)]
     with pytest.raises(LegsDiverged):
         assemble([legs[1], legs[2]], run=True)  # without leg 0 nothing says how one became the other
+
+
+def test_a_spare_that_is_too_short_was_removed_before_the_array_grew(legs: list[Candidate]) -> None:
+    one_leg = with_super(legs[0], raid_disks=1, dev_roles=(0, ROLE_SPARE))
+    spare = with_super(legs[1], raid_disks=1, dev_roles=(0, ROLE_SPARE))
+    assert [leg.path for leg in assemble([one_leg, spare]).spares] == [spare.path]
+    assembly = assemble([one_leg, dataclasses.replace(spare, size_bytes=4 * MIB)])
+    assert assembly.spares == ()
+    assert [left.path for left in assembly.left_out] == [spare.path]

@@ -204,3 +204,16 @@ def test_what_one_leg_cannot_read_may_be_older_on_the_other() -> None:
 
 def test_a_machine_that_does_not_see_a_spare_serves_no_more_when_that_becomes_a_leg() -> None:
     assert simulate(make_plan(4103009130)).failure is None
+
+
+def test_an_image_that_was_removed_before_the_array_grew_is_left_out() -> None:
+    for seed in (1000841, 1003516):
+        assert simulate(make_plan(seed)).failure is None
+
+
+def test_a_leg_that_goes_while_its_room_is_looked_at_is_left_out_of_that() -> None:
+    assert simulate(make_plan(1001280)).failure is None
+
+
+def test_a_window_that_was_given_up_before_anybody_acknowledged_it_is_none() -> None:
+    assert simulate(make_plan(1001900)).failure is None
