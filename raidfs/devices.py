@@ -186,9 +186,12 @@ class Devices:
         return Result.APPLIED
 
     async def _is_former(self, leg: ArrayLeg, superblock: Superblock) -> bool:
-        """Whether a spare that gets a position is another image: this one was removed, and its number given again."""
+        """Whether a spare that gets a position is another image: this one was removed, and its number given again.
+
+        Not one that has just failed to take its superblock: its failure is on its way.
+        """
         known = self._array.metadata.own(leg.index)
-        if known is None or known.events + EVENTS_BEHIND_MAX >= superblock.events:
+        if known is None or known.events + EVENTS_BEHIND_MAX >= superblock.events or self._array.is_blocked(leg):
             return False
         own = await self._own_or_none(leg.path)  # if it cannot be read its writes will tell
         return own is not None and own.events + EVENTS_BEHIND_MAX < superblock.events

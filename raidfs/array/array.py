@@ -232,6 +232,10 @@ class Array:
         """Whether a leg has failed, and that is not recorded yet."""
         return any(leg["blocked"] for leg in self.port.engine.statistics()["legs"])
 
+    def is_blocked(self, leg: ArrayLeg) -> bool:
+        """Whether a leg has failed, and that is not recorded yet."""
+        return bool(self.port.engine.statistics()["legs"][leg.index]["blocked"])
+
     def chunks_of(self, span: Span) -> range:
         """Return the numbers of the chunks that a range touches."""
         chunk_bytes = self.layout.chunk_bytes
