@@ -326,6 +326,7 @@ class Node:
         """
         array = self.array
         await self.sync.stop()
+        await self.resize.resync.close()  # a resize that was begun here comes to its end first
         if self.lost is None:
             try:
                 # As a full member: a leg that fails now is recorded for all nodes like any other.

@@ -51,11 +51,15 @@ class ResyncLock:
             await self.unlock()
             raise
 
-    async def unlock(self) -> None:
-        """Give it back."""
+    async def close(self) -> None:
+        """The node leaves: wait for the task that has it; nobody gets it any more."""
+        await self._mutex.lock("leaving")
+
+    async def unlock(self, *, keep: bool = False) -> None:
+        """Give it back; ``keep`` leaves it to this node until that leaves the lock space."""
         try:
             resync = await self._channel.membership.lock("resync")
-            if self._channel.lockspace.lost is None and resync.mode is not Mode.NL:
+            if not keep and self._channel.lockspace.lost is None and resync.mode is not Mode.NL:
                 with self._channel.runtime.cancel_scope(shield=True):
                     await resync.convert(Mode.NL)
         finally:

@@ -242,8 +242,7 @@ class SyncThread:
             if self._is_sync_due():
                 await self._sync()
         finally:
-            if not self._stopping:  # else it goes with the lock space, our slot with it
-                await self._resync.unlock()
+            await self._resync.unlock(keep=self._stopping)  # then it goes with the lock space, our slot with it
 
     async def _sync(self) -> None:
         channel = self._channel

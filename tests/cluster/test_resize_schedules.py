@@ -534,16 +534,18 @@ def test_when_all_die_in_a_resize_the_next_to_open_the_array_ends_it(size_sector
 
 
 @pytest.mark.parametrize("size_sectors", [NEW, SMALL])
-def test_a_node_that_joins_or_leaves_at_whatever_step_has_the_size_of_all(size_sectors: int) -> None:
+@pytest.mark.parametrize("leaver", ["A", "B"])
+def test_a_node_that_joins_or_leaves_at_whatever_step_has_the_size_of_all(size_sectors: int, leaver: str) -> None:
     steps = steps_of(0, size_sectors, "AB")
     for at in range(0, steps, max(1, steps // 40)):
         cluster, (a, b) = cluster_of(0, "AB")
         asked = grow(a, size_sectors)
         go_on(cluster, at)
         joiner = cluster.begin("C")
-        b.leave()
+        leaves = a if leaver == "A" else b
+        leaves.leave()
         done(cluster, asked)
-        both_have(cluster, joiner, b)
+        both_have(cluster, joiner, leaves)
         cluster.settle(5.0)
         quiet(cluster)
         size = superblock(cluster).size_sectors
