@@ -149,7 +149,7 @@ def _leg_skipped() -> Iterator[None]:
         yield
 
 
-@plant("flushed-early", "register", "legs-acknowledged")
+@plant("flushed-early", "register", "legs-acknowledged", "recovery-offset")
 def _flushed_early() -> Iterator[None]:
     """A flush returns when it has been asked for."""
 

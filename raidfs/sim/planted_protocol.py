@@ -25,6 +25,7 @@ from raidfs.format.superblock import Superblock
 from raidfs.lock.api import Mode
 from raidfs.lock.member import MemberLock
 from raidfs.mddev import Mddev
+from raidfs.resize import Resize
 from raidfs.runtime import Runtime
 from raidfs.sim.planting import Mistakes
 from raidfs.sim.runtime import SimRuntime
@@ -262,7 +263,10 @@ def _death_ignored() -> Iterator[None]:
     async def wrong(mddev: Mddev, slot: int) -> None:
         return
 
-    with patch.object(Mddev, "peer_gone", wrong):
+    async def no_look(resize: Resize) -> None:
+        return  # it would read the superblock too
+
+    with patch.object(Mddev, "peer_gone", wrong), patch.object(Resize, "look", no_look):
         yield
 
 
