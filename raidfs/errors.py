@@ -514,7 +514,9 @@ class LockAddressNotUsable(LockError):
 class LockManagerUnavailable(LockError):
     """A kind of lock manager that this build does not have."""
 
-    template = "this build has no lock manager {text!r}; use --lock auto on one host, or --lock unix:PATH"
+    template = (
+        "this build has no lock manager {text!r}; use --lock auto or unix:PATH on one host, --lock dlm for several"
+    )
     errno = _errno.EOPNOTSUPP
 
 
@@ -522,6 +524,85 @@ class BadLockAddress(UsageError):
     """A ``--lock`` or ``--listen`` value that cannot be read."""
 
     template = "{text!r} is not a lock manager's address: {reason}; write auto, unix:PATH or abstract:NAME"
+
+
+class DlmError(LockError):
+    """``--lock dlm`` does not work here."""
+
+    errno = _errno.EOPNOTSUPP
+
+
+class MissingLibrary(DlmError):
+    """A library that only ``--lock dlm`` needs is not installed."""
+
+    template = "--lock dlm needs {library}; install the package {package}"
+
+
+class DlmModuleMissing(DlmError):
+    """The kernel's lock manager is not loaded."""
+
+    template = "the kernel's DLM is not loaded; run `modprobe dlm`, and let dlm_controld be started after it"
+
+
+class DlmDenied(DlmError):
+    """This user may not use the DLM."""
+
+    template = "{path}: only root may use the DLM; run `raidfs mount --lock dlm` as root"
+    errno = _errno.EPERM
+
+
+class DlmDeviceMissing(DlmError):
+    """The DLM is loaded, but libdlm has no way to reach it."""
+
+    template = "there is no {path}: the udev rules of the package libdlm3 make it; run `udevadm trigger -c add -s misc`"
+
+
+class CorosyncNotRunning(DlmError):
+    """Nobody answers for corosync on this machine."""
+
+    template = "corosync is not running on this machine (error {code}); start it: `systemctl start corosync`"
+    errno = _errno.ECONNREFUSED
+
+
+class CorosyncDenied(DlmError):
+    """corosync does not talk to this user."""
+
+    template = "corosync does not talk to this user; run `raidfs mount --lock dlm` as root"
+    errno = _errno.EPERM
+
+
+class ControldNotRunning(DlmError):
+    """The daemon of the DLM does not run."""
+
+    template = "dlm_controld is not running on this machine; start it: `systemctl start dlm`"
+    errno = _errno.ECONNREFUSED
+
+
+class NoQuorum(DlmError):
+    """The part of the cluster that this machine is in is too small to go on."""
+
+    template = (
+        "this machine's part of the cluster has no quorum, so no lock space can be joined; "
+        "see `corosync-quorumtool -s`, and start more of the cluster's nodes"
+    )
+    errno = _errno.EAGAIN
+
+
+class NotFenced(DlmError):
+    """A node that is cut off or stuck would keep its locks while others are given them."""
+
+    template = (
+        "{reason}: a node that is cut off or stuck could go on writing while others take its place, and data would be "
+        "lost; set fencing up (see docs/locks.md), or accept that with --allow-unfenced"
+    )
+    errno = _errno.EPERM
+
+
+class DlmFailed(DlmError):
+    """The DLM refuses to open a lock space."""
+
+    template = "lock space {name}: the DLM fails: {reason}; see `dlm_tool status` and `dlm_tool dump`"
+    errno = _errno.EIO
 
 
 class LockServerStopped(LockError):

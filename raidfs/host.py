@@ -152,7 +152,13 @@ class LinuxHost:
     ) -> AbstractAsyncContextManager[LockManager]:
         """See `Host.lock_manager`; the owners of the images are trusted to run it, since they own the data."""
         owners = {os.stat(path).st_uid for path in options.images}
-        return open_manager(options.lock, array_uuid=array_uuid, runtime=runtime, trusted_uids=owners)
+        return open_manager(
+            options.lock,
+            array_uuid=array_uuid,
+            runtime=runtime,
+            trusted_uids=owners,
+            allow_unfenced=options.allow_unfenced,
+        )
 
 
 def _is_one_host(lock: str) -> bool:

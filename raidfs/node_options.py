@@ -17,7 +17,8 @@ class NodeOptions:
     ``run`` starts a degraded array, as ``mdadm --run`` does. ``read_only`` refuses writes. ``slot`` asks for one slot
     and no other; None takes the first free one. ``cluster_name`` must match the array's when it is given.
     ``buffered`` opens legs without O_DIRECT, which only one host at a time may do. ``search`` are directories in which
-    images are looked for that were not named: legs that other nodes add. ``faults`` are to happen to the
+    images are looked for that were not named: legs that other nodes add. ``allow_unfenced`` accepts a cluster that does
+    not stop a node which was cut off. ``faults`` are to happen to the
     I/O of the legs, see `raidfs.faults`.
     ``sync_speed_min`` and ``sync_speed_max`` bound the speed of a sync in KiB/s as md's do (0: no bound): above the
     minimum it gives way to users. ``sync_stall_ms`` is how long a sync may hold a write up, on any node; its windows
@@ -33,6 +34,7 @@ class NodeOptions:
     cluster_name: str | None = None
     buffered: bool = False
     search: tuple[str, ...] = ()
+    allow_unfenced: bool = False
     faults: tuple[Fault, ...] = ()
     sync_speed_min: int = 1000
     sync_speed_max: int = 0

@@ -40,7 +40,7 @@ def node_status(node: Node) -> schema.NodeStatus:
         ),
         members=tuple(schema.MemberStatus(slot, client) for slot, client in sorted(node.members.items())),
         bitmap=_bitmap_status(array, statistics),
-        lock=schema.LockStatus(manager="embedded", address=_lock_address(node)),
+        lock=_lock_status(node),
         engine=_engine_status(node, statistics),
         waits=tuple(
             schema.WaitStatus(wait.task, wait.what, max(0.0, now - wait.since)) for wait in node.runtime.waits()
@@ -49,10 +49,11 @@ def node_status(node: Node) -> schema.NodeStatus:
     )
 
 
-def _lock_address(node: Node) -> str:
-    if node.options.lock == "auto":
-        return str(auto_address(node.membership.lockspace.name))
-    return node.options.lock
+def _lock_status(node: Node) -> schema.LockStatus:
+    lock, name = node.options.lock, node.membership.lockspace.name
+    if lock == "dlm":
+        return schema.LockStatus("dlm", name)
+    return schema.LockStatus("embedded", str(auto_address(name)) if lock == "auto" else lock)
 
 
 def _array_status(array: Array, statistics: EngineStatistics, sync: schema.SyncState) -> schema.ArrayStatus:

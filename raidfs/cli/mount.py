@@ -74,7 +74,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="MANAGER",
         default="auto",
         help="the lock manager that all nodes share: auto (nodes of this host only; started when needed), "
-        "unix:PATH, tls://HOST:PORT or dlm (default: auto)",
+        "unix:PATH (a server of this host), or dlm (Linux's DLM with corosync: several hosts) (default: auto)",
+    )
+    parser.add_argument(
+        "--allow-unfenced",
+        action="store_true",
+        help="with --lock dlm: mount although the cluster does not stop nodes that are cut off or stuck; "
+        "writes of such a node can then overwrite those of others",
     )
     parser.add_argument("--run", action="store_true", help="start the array even if legs are missing (degraded)")
     parser.add_argument("--read-only", action="store_true", help="refuse writes")
@@ -154,6 +160,7 @@ def run(args: argparse.Namespace) -> int:
             cluster_name=args.cluster_name,
             buffered=args.buffered,
             search=tuple(map(os.path.abspath, args.search)),
+            allow_unfenced=args.allow_unfenced,
             sync_speed_min=args.sync_speed_min,
             sync_speed_max=args.sync_speed_max,
             sync_stall_ms=args.sync_stall_ms,

@@ -36,7 +36,7 @@ def parse_address(text: str) -> LockAddress:
     Raises BadLockAddress, or LockManagerUnavailable for a kind that this build does not have.
     """
     scheme, colon, rest = text.partition(":")
-    if text == "dlm" or scheme == "tls":
+    if text == "dlm" or scheme == "tls":  # a lock server does not listen on the DLM
         raise LockManagerUnavailable(text=text)
     if not colon or scheme not in ("unix", "abstract"):
         raise BadLockAddress(text=text, reason="it names no kind of socket")

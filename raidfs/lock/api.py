@@ -120,6 +120,19 @@ class Lockspace(Protocol):
     def lost(self) -> str | None:
         """The reason why the lock space is lost, or None; a lock space that was closed is not lost."""
 
+    @property
+    def stalled(self) -> bool:
+        """Whether the manager grants nothing at the moment and will go on later: it recovers from a death.
+
+        With fencing that takes as long as fencing does. Who counts the time that others take does not count this.
+        """
+
+    def leave_soon(self) -> None:
+        """Say that this member is about to leave: a manager that is stalled does not hold it up for long.
+
+        It is lost then, as it is by any other answer that does not come.
+        """
+
     async def close(self) -> None:
         """Leave: release all locks and end the membership; a second call does nothing, nor one after a loss."""
 

@@ -28,6 +28,7 @@ from raidfs import errors
 from raidfs.errors import LockAddressInUse, LockServerNotStarted, LockServerUnreachable
 from raidfs.lock.address import LockAddress, auto_address, parse_address
 from raidfs.lock.client import carried, connected, greet
+from raidfs.lock.dlm import open_dlm
 from raidfs.lock.link import Link
 from raidfs.lock.member import MemberHub
 from raidfs.runtime import Runtime
@@ -48,13 +49,19 @@ async def open_manager(
     runtime: Runtime,
     trusted_uids: Collection[int] = (),
     server_command: Sequence[str] = SERVER_COMMAND,
+    allow_unfenced: bool = False,
 ) -> AsyncIterator[MemberHub]:
     """Reach the lock manager that the ``--lock`` value names, for the length of the block.
 
     ``trusted_uids`` are users beside root and this one who may run the server, and whom a server that is started
-    here serves: the owners of the images. Raises BadLockAddress, LockManagerUnavailable, LockServerUnreachable,
-    LockServerNotStarted, LockServerUntrusted, LockVersionMismatch.
+    here serves: the owners of the images. ``allow_unfenced`` is for the DLM, see `raidfs.lock.dlm.open_dlm`. Raises
+    BadLockAddress, LockManagerUnavailable, LockServerUnreachable, LockServerNotStarted, LockServerUntrusted,
+    LockVersionMismatch.
     """
+    if value == "dlm":
+        async with open_dlm(runtime, allow_unfenced=allow_unfenced) as hub:
+            yield hub
+        return
     if value != "auto":
         async with connected(parse_address(value), runtime=runtime, trusted_uids=trusted_uids) as hub:
             yield hub

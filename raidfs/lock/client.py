@@ -105,6 +105,9 @@ class _SocketCarrier:
         self._link.flush()
         self._link.close()
 
+    def stalled(self) -> bool:
+        return False
+
 
 async def _connect(sock: socket.socket, address: LockAddress) -> None:
     while True:

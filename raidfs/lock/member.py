@@ -54,6 +54,9 @@ class Carrier(Protocol):
     def close(self) -> None:
         """End the connection; a second call does nothing."""
 
+    def stalled(self) -> bool:
+        """Tell whether the manager is known to answer nobody for a while, and to go on afterwards (recovery)."""
+
 
 class MemberHub:
     """A lock manager (`raidfs.lock.api.LockManager`) reached through a carrier."""
@@ -62,6 +65,8 @@ class MemberHub:
         self.runtime = runtime
         self.lost: str | None = None
         self.lost_queue = runtime.wait_queue()
+        self.leaving = False
+        self.leaving_queue = runtime.wait_queue()
         self._carrier = carrier
         self._tag = 0
         self._member = 0
@@ -155,13 +160,25 @@ class MemberHub:
             await self.drained(self.send(event), what=what)
 
     async def drained(self, future: Future[machine.Action | None], *, what: str) -> None:
-        """Wait for an answer with cancellation shut out, or lose the manager after DRAIN_S."""
-        for _ in range(DRAIN_LOOKS):
+        """Wait for an answer with cancellation shut out, or lose the manager after DRAIN_S in which it could answer."""
+        looks = 0
+        while looks < DRAIN_LOOKS:
             with self.runtime.cancel_scope(shield=True, deadline=self.runtime.now() + DRAIN_S / DRAIN_LOOKS):
                 await future.wait(what=what)
             if future.is_set():
                 return
+            looks += self.leaving or not self.stalled
         self.lose(_NOT_ANSWERED)
+
+    @property
+    def stalled(self) -> bool:
+        """See `Lockspace.stalled`."""
+        return self._carrier.stalled()
+
+    def leave_soon(self) -> None:
+        """See `Lockspace.leave_soon`."""
+        self.leaving = True
+        self.leaving_queue.wake_up()
 
 
 _Tagged = (
@@ -233,6 +250,15 @@ class MemberLockspace:
     def lost(self) -> str | None:
         """See `Lockspace.lost`."""
         return None if self._left else self.hub.lost
+
+    @property
+    def stalled(self) -> bool:
+        """See `Lockspace.stalled`."""
+        return self.hub.stalled
+
+    def leave_soon(self) -> None:
+        """See `Lockspace.leave_soon`."""
+        self.hub.leave_soon()
 
     async def close(self) -> None:
         """See `Lockspace.close`."""

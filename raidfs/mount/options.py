@@ -28,6 +28,7 @@ class MountOptions:
         words += ["--run"] if node.run else []
         words += ["--read-only"] if node.read_only else []
         words += ["--buffered"] if node.buffered else []
+        words += ["--allow-unfenced"] if node.allow_unfenced else []
         words += ["--slot", str(node.slot)] if node.slot is not None else []
         words += ["--cluster-name", node.cluster_name] if node.cluster_name is not None else []
         for fault in node.faults:

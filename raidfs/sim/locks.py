@@ -122,6 +122,10 @@ class SimulatedClient:
         """See `raidfs.lock.member.Carrier`."""
         self._locks._end(self)
 
+    def stalled(self) -> bool:
+        """See `raidfs.lock.member.Carrier`."""
+        return False
+
     def deliver(self, action: machine.Action) -> None:
         """Let an action arrive, unless the client has died or closed meanwhile."""
         if self.number in self._locks._clients:

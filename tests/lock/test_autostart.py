@@ -180,7 +180,7 @@ async def test_a_named_manager_is_never_started(array_uuid: str) -> None:
             pass
 
 
-@pytest.mark.parametrize(("value", "kind"), [("dlm", LockManagerUnavailable), ("tls://h:1", LockManagerUnavailable),
+@pytest.mark.parametrize(("value", "kind"), [("tls://h:1", LockManagerUnavailable),
                                              ("somewhere", BadLockAddress)])  # fmt: skip
 async def test_values_that_name_no_manager_are_refused(array_uuid: str, value: str, kind: type[Exception]) -> None:
     with pytest.raises(kind):

@@ -33,6 +33,9 @@ class HandCarrier:
     def close(self) -> None:
         self.closed = True
 
+    def stalled(self) -> bool:
+        return False
+
     async def lock(self) -> tuple[MemberLockspace, MemberLock]:
         space = await self.hub.open_lockspace("space", cluster_name="c", client="me")
         return space, await space.lock("r")
