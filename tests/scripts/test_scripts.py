@@ -12,7 +12,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 SCRIPTS = ROOT / "scripts"
-WITH_HELP = ["setup", "test", "quickstart", "wheel-test", "debug-suite", "race-check"]
+WITH_HELP = ["setup", "test", "quickstart", "wheel-test", "debug-suite", "race-check", "lab"]
 
 
 def _run(*command: str | pathlib.Path) -> subprocess.CompletedProcess[str]:
