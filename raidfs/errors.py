@@ -400,6 +400,88 @@ class ArrayHalfResized(AssembleError):
     )
 
 
+# ---- handing an array over ---------------------------------------------------------------------------------
+
+
+class HandoverError(RaidfsError):
+    """What stands against using an array with Linux's md after raidfs, or with raidfs after Linux's md."""
+
+    errno = _errno.EBUSY
+
+
+class HandoverUnsafe(HandoverError):
+    """The sum of a check that has found something."""
+
+    template = "not safe now, for {reasons} told above; do what is said there, then check again"
+
+
+class ImageServed(HandoverError):
+    """A node of raidfs that is mounted here has the image."""
+
+    template = "{path} is a leg of the node at {mountpoint}; unmount it: raidfs umount {mountpoint}"
+
+
+class ImageHeld(HandoverError):
+    """A device of this machine's kernel stands on the image."""
+
+    template = "{path} is held by {holder}; stop that first (an md array: `mdadm --stop /dev/{holder}`)"
+
+
+class LockSpaceHere(HandoverError):
+    """This machine's DLM has the array's lock space: somebody here runs the array."""
+
+    template = (
+        "the DLM of this machine has lock space {uuid}: the array is in use here; stop it (`dlm_tool ls` shows it)"
+    )
+
+
+class SuperblocksDiffer(HandoverError):
+    """A leg's superblock was not reached by the last update."""
+
+    template = (
+        "{path}: its superblock does not say what that of {other_path} says (events {events} and {other_events}): "
+        "whoever used the array last did not end well; start and stop it there once, or with raidfs"
+    )
+
+
+class RecoveryUnfinished(HandoverError):
+    """A leg is not yet copied in full."""
+
+    template = "{path} is not recovered in full yet; let who recovers it finish (`raidfs wait`, `mdadm --wait`)"
+
+
+class SlotsLacking(HandoverError):
+    """A leg in sync on which some slots of the bitmap were never written."""
+
+    template = (
+        "{path} lacks slots of the bitmap, as Linux leaves a leg that was added; mount the array once with raidfs"
+    )
+
+
+class UpdateCutOff(HandoverError):
+    """A change of the number of slots or of the cluster's name was cut off."""
+
+    template = "{path}: slots disagree on their number or the cluster: `raidfs update` was cut off; run it again"
+
+
+class FeatureInTheWay(HandoverError):
+    """A leg has a feature that only one of the two sides knows what to do with."""
+
+    template = (
+        "{path}: feature map {feature_map} has {features}, which raidfs does not take care of; stay with Linux's md"
+    )
+    errno = _errno.EOPNOTSUPP
+
+
+class CorosyncOfOtherCluster(HandoverError):
+    """Linux's md joins the array's cluster only where corosync has the same name."""
+
+    template = (
+        "the array belongs to cluster {found!r}, and corosync of this machine to {own!r}: Linux's md would refuse it; "
+        "change it with `raidfs update --cluster-name`"
+    )
+
+
 # ---- lock managers -----------------------------------------------------------------------------------------
 
 

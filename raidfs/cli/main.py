@@ -20,7 +20,7 @@ _EXIT_INTERRUPTED = 130  # as a shell tells it: 128 + SIGINT
 
 # In the order of an array's life, as ``--help`` lists them.
 COMMANDS = (
-    *("create", "examine", "update", "mount", "status"),
+    *("create", "examine", "update", "handover", "mount", "status"),
     *("fail", "remove", "add", "add-spare", "re-add", "grow"),
     *("resync", "check", "repair", "idle", "wait"),
     *("explain", "umount", "lockd"),
