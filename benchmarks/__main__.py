@@ -42,7 +42,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--host-kind", default=facts.host_kind(), metavar="NAME", help="for the name of the result")
     parser.add_argument("--no-keep", action="store_true", help="print only; keep nothing in benchmarks/")
-    parser.add_argument("--table", type=pathlib.Path, metavar="JSON", help="print the table of a kept result, and end")
+    parser.add_argument(
+        "--table",
+        type=pathlib.Path,
+        metavar="JSON",
+        help="print the table of a kept result (of its --rows and --targets), and end",
+    )
     parser.add_argument(
         "--plot", type=pathlib.Path, metavar="JSON", help="draw a kept result as SVG beside it, and end"
     )
@@ -65,7 +70,7 @@ def main() -> int:
     """Measure, print, keep; returns the exit code."""
     options = _parser().parse_args()
     if options.table:
-        print(report.markdown(json.loads(options.table.read_text())))
+        print(report.markdown(json.loads(options.table.read_text()), options.rows, options.targets))
         return 0
     if options.plot:
         plot.draw(json.loads(options.plot.read_text()), options.plot.with_suffix(".svg"))
@@ -87,7 +92,7 @@ def main() -> int:
     measure = _workers if options.workers else _medium
     document["media"] = [measure(options, name, places[name]) for name in chosen]
     if not options.workers:
-        print(report.markdown(document))
+        print(report.markdown(document, options.rows, options.targets))
     found = [f"{medium['name']}\n\n{medium.pop('profiles')}" for medium in document["media"] if "profiles" in medium]
     if options.no_keep:
         print("\n".join(found))

@@ -27,10 +27,10 @@ def draw(document: dict[str, Any], path: pathlib.Path) -> None:
         _bars(small, medium, [row for row, large_ in zip(rows, is_large, strict=True) if not large_], "thousand IOPS")
         _bars(large, medium, [row for row, large_ in zip(rows, is_large, strict=True) if large_], "GB/s")
         small.set_title(f"legs on {medium['name']}", loc="left")
-    areas[0][0].legend(fontsize="small")
+    figure.legend(*areas[0][0].get_legend_handles_labels(), fontsize="small", ncols=4, loc="lower center")
     host = document["host"]
     figure.suptitle(f"{document['date']}, {host['cpus']} x {host['cpu']}, Linux {host['kernel']}", fontsize="small")
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0.06, 1, 1))  # the legend is below
     figure.savefig(path, format="svg", metadata={"Date": None})
 
 
@@ -50,7 +50,8 @@ def _bars(area: Any, medium: dict[str, Any], rows: list[str], unit: str) -> None
             [max(found) - middle for middle, found in zip(middles, values, strict=True)],
         ]
         places = [place + (number - (len(targets) - 1) / 2) * width for place in range(len(rows))]
-        area.bar(places, middles, width, yerr=ranges, capsize=1.5, error_kw={"linewidth": 0.6}, label=TITLES[target])
+        area.bar(places, middles, width, yerr=ranges, capsize=1.5, error_kw={"linewidth": 0.6}, label=TITLES[target],
+                 color=f"C{SHOWN.index(target)}")  # fmt: skip
     area.set_xticks(
         range(len(rows)), [row.replace("-", " ") for row in rows], rotation=25, ha="right", fontsize="small"
     )

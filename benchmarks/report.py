@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from benchmarks.targets import TITLES
 
 
-def markdown(document: dict[str, Any]) -> str:
-    """Return the tables of a result document, one for each medium."""
-    return "\n".join(line for medium in document["media"] for line in _medium(document, medium))
+def markdown(document: dict[str, Any], rows: Collection[str], targets: Collection[str]) -> str:
+    """Return the tables of a result document, one for each medium, with these rows and targets of it."""
+    lines: list[str] = []
+    for medium in document["media"]:
+        runs = [run for run in medium["runs"] if run["row"] in rows and run["target"] in targets]
+        left_out = {target: reason for target, reason in medium["left_out"].items() if target in targets}
+        lines += _medium(document, {**medium, "runs": runs, "left_out": left_out})
+    return "\n".join(lines)
 
 
 def _medium(document: dict[str, Any], medium: dict[str, Any]) -> Iterator[str]:
@@ -41,6 +46,8 @@ def _beside(medium: dict[str, Any]) -> Iterator[str]:
     """Tell memory, CPU time and the cost of the bitmap, where the document has them."""
     runs = [run for run in medium["runs"] if run["target"] == "raidfs"]
     for target, idle in medium.get("rss_idle_mib", {}).items():
+        if not any(run["target"] == target for run in medium["runs"]):
+            continue
         most = max((run["rss_mib"] for run in medium["runs"] if run["target"] == target), default=idle)
         yield f"* {TITLES[target]}: {idle:.0f} MiB resident before, at most {most:.0f} MiB after a run."
     costs = {
