@@ -25,7 +25,7 @@ def test_two_clients_in_all_modes_never_break_a_rule() -> None:
 @pytest.mark.slow
 def test_three_clients_in_all_modes_never_break_a_rule(record_property: Callable[[str, object], None]) -> None:
     figures = explore(3)
-    record_property("figures", figures)
+    record_property("figures", str(figures))
     assert figures.states > 2000
 
 
