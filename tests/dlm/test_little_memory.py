@@ -42,6 +42,6 @@ def test_a_loop_device_does_not_stand_still_when_memory_is_short(small: Cluster)
     assert not hog.has_ended
     node.shell("sync; echo 3 > /proc/sys/vm/drop_caches", timeout_s=100)
     assert node.shell("sha256sum < /run/top/file", timeout_s=200) == written
-    node.shell("pkill -f hog.py; umount /run/top && losetup -d /dev/loop0")
+    node.shell("pkill -f [h]og.py; umount /run/top && losetup -d /dev/loop0")
     assert "oom" not in node.run("dmesg").lower()
     raidfs_umount(node)
