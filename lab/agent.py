@@ -96,8 +96,6 @@ def execute(
             return _listen(machine, sock, {STDOUT: stdout, STDERR: stderr}, end)
         except TimeoutError:
             return TIMED_OUT
-        except ConnectionError:
-            raise WentAway(f"{machine} went away") from None
 
 
 def run(
@@ -137,7 +135,9 @@ def _listen(machine: Machine, sock: socket.socket, sinks: Mapping[int, Sink | No
         while len(data) < 5 or len(data) < 5 + struct.unpack(">I", data[1:5])[0]:
             if end is not None:
                 sock.settimeout(max(0.01, end - time.monotonic()))
-            more = sock.recv(_RECEIVE_BYTES)
+            more = b""
+            with contextlib.suppress(ConnectionError):
+                more = sock.recv(_RECEIVE_BYTES)
             if not more:
                 raise WentAway(f"{machine} went away")
             data += more
