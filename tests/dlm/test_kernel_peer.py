@@ -136,6 +136,7 @@ def test_the_kernel_resyncs_just_what_a_node_of_raidfs_was_writing_when_it_died(
     assert disks[0].dirty_chunks() == set()
 
 
+@pytest.mark.lab_full
 def test_raidfs_resyncs_just_what_the_kernel_was_writing_when_its_machine_died(two: Cluster) -> None:
     first, second = two.nodes
     disks = two.disks[:2]

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from lab import agent
 from lab.agent import Said
 from lab.cluster import Lab, at_once
 from lab.shape import CLUSTER_NAME, LabError, Share, Wish
@@ -31,7 +32,7 @@ MOUNTPOINT = "/mnt"
 FILE = f"{MOUNTPOINT}/md0"
 MD = "/dev/md0"
 DATA = ("python3", f"{PROGRAMS}/data.py")
-DEADLINE_S = 90.0
+DEADLINE_S = 150.0
 _LOOK_AGAIN_S = 0.1
 
 
@@ -42,6 +43,66 @@ def eventually(condition: Callable[[], Any], what: str, deadline_s: float = DEAD
         assert time.monotonic() < end, f"never: {what}"
         time.sleep(_LOOK_AGAIN_S)
     return value
+
+
+class Stamping:
+    """A program that writes stamped blocks on a machine; here is what it was told that it has written (P1, P5).
+
+    What the machine has said before it goes away is what counts: it may have written more.
+    """
+
+    def __init__(self, node: Node, file: str, first: int, count: int) -> None:
+        self._node, self._file, self._first, self._count = node, file, first, count
+        self._lines = bytearray()
+        self.failure: LabError | None = None
+        self.status: int | None = None
+        reader, self._until = os.pipe()
+        self._input = os.fdopen(reader, "rb")
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        machine, port = self._node.lab.machines[self._node.number], self._node.lab.shape.control[self._node.number - 1]
+        words = (*DATA, "stamp", self._file, str(self._first), str(self._count))
+        try:
+            self.status = agent.execute(machine, port, words, stdin=self._input, stdout=self._lines.extend)
+        except LabError as error:
+            self.failure = error
+
+    @property
+    def writes(self) -> int:
+        """How many writes have returned."""
+        return self._lines.count(b"\n")
+
+    def go_on(self, count: int = 20) -> None:
+        """Return when so many more writes have returned."""
+        wanted = self.writes + count
+        eventually(lambda: self.writes >= wanted or not self._thread.is_alive(), f"{self._node} goes on writing")
+        assert self._thread.is_alive(), f"{self._node} does not write any more: {self.status}, {self.failure}"
+
+    def stop(self, *, fails: bool = False) -> None:
+        """End it; none of its writes may have failed unless ``fails``."""
+        if self._until >= 0:
+            os.close(self._until)
+            self._until = -1
+        self._thread.join()
+        self._input.close()
+        assert fails or (self.status, self.failure) == (0, None), f"{self._node}: {self.status}, {self.failure}"
+
+    def check(self, reader: Node) -> None:
+        """Every write that has returned is there, or a later one of the same block."""
+        acknowledged = _generations(bytes(self._lines).decode())
+        assert acknowledged
+        said = reader.run(*DATA, "stamps", self._file, self._first, self._count)
+        found = _generations(said)
+        lost = {block: (found[block], wanted) for block, wanted in acknowledged.items() if found[block] < wanted}
+        assert not lost, f"generations that are there, and should be: {lost}"
+
+
+def _generations(text: str) -> dict[int, int]:
+    # A last line that was cut off does not count.
+    words = [line.split() for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    return {int(block): int(generation) for block, generation in words}
 
 
 class Running:
