@@ -325,6 +325,7 @@ class Node:
         images' flocks, which ours must not contradict.
         """
         array = self.array
+        self.membership.lockspace.leave_soon()
         await self.sync.stop()
         await self.resize.resync.close()  # a resize that was begun here comes to its end first
         if self.lost is None:
@@ -484,7 +485,7 @@ async def _load(node: Node) -> None:
     if not array.read_only:
         await array.complete_slots()
     await array.load(node.channel.slot)
-    for slot, _, value in await node.channel.values():
+    for slot, value in await node.channel.values():
         if value is not None and value.high:  # a sync is under way there (6.1, step 10)
             node.mddev.remote.found(slot, value.low, value.high)
     async with node.takeover.slots():

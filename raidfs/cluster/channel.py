@@ -36,7 +36,7 @@ from typing import TypeVar
 from raidfs.cluster.membership import Membership, alive_name, bitmap_name
 from raidfs.cluster.messages import PROTOCOL_VERSION, Message, Result, SlotValue, result_text
 from raidfs.cluster.mutex import Mutex, ReconfigMutex
-from raidfs.cluster.timing import NO_PROGRESS_S, PROGRESS_LOOK_S
+from raidfs.cluster.timing import GONE_LOOK_S, GONE_S, NO_PROGRESS_S, PROGRESS_LOOK_S
 from raidfs.errors import (
     LockCancelled,
     LockError,
@@ -112,6 +112,7 @@ class Channel:
         """Steps 3 and 5: recv_mutex is taken only when the token was obtained."""
         try:
             await self.token.convert(Mode.EX)
+            self.membership.token_granted()
             await self.recv_mutex.lock("a sender")
         except BaseException:
             await self._down(self.token, Mode.NL)  # a wait that is cancelled may have been granted just before
@@ -222,7 +223,7 @@ class Channel:
         while self.runtime.now() - progress < NO_PROGRESS_S:
             await self.runtime.sleep(PROGRESS_LOOK_S, what="the next look who has not acknowledged")
             silent = len(await self._silent(lock))
-            if fewest is None or silent < fewest:
+            if fewest is None or silent < fewest or self.lockspace.stalled:
                 fewest, progress = silent, self.runtime.now()
         await lock.cancel()
 
@@ -239,20 +240,22 @@ class Channel:
     async def _check_results(self, message: Message) -> None:
         """Read what every other member has made of the message; all of them have dropped ``ack``."""
         refusals = []
-        for slot, client, value in await self.values():
+        silent = False
+        for slot, value in await self.values():
             if value is None or value.sequence != message.sequence:
-                refusals.append((slot, client, "it did not say what it made of it"))
+                silent = True
+                refusals.append((slot, "it did not say what it made of it"))
             elif value.result != Result.APPLIED:
-                refusals.append((slot, client, result_text(value.result)))
-        refusals = await self._still_members(refusals)
+                refusals.append((slot, result_text(value.result)))
+        refusals = await self._still_members(refusals, silent=silent)
         if refusals:
-            reasons = "; ".join(f"{client} (slot {slot}): {reason}" for slot, client, reason in refusals)
-            raise MessageRefused(message=message.type_name, refusals=reasons)
+            names = await self.membership.members()
+            reasons = (f"{names.get(slot, 'a node')} (slot {slot}): {reason}" for slot, reason in refusals)
+            raise MessageRefused(message=message.type_name, refusals="; ".join(reasons))
 
-    async def values(self) -> list[tuple[int, str, SlotValue | None]]:
+    async def values(self) -> list[tuple[int, SlotValue | None]]:
         """Return what every other member publishes of itself, by slot; all are asked at once, under the token."""
-        members = await self.membership.members()
-        members.pop(self.slot, None)
+        slots = await self.membership.live_slots()
         found: dict[int, SlotValue | LockError | None] = {}
 
         async def read(slot: int) -> None:
@@ -262,20 +265,27 @@ class Channel:
                 found[slot] = e
 
         async with self.runtime.open_nursery() as nursery:
-            for slot in members:
+            for slot in slots:
                 nursery.start_soon(read, slot, name=f"value of slot {slot}")
         values = []
-        for slot in sorted(members):
+        for slot in slots:
             value = found[slot]
             if isinstance(value, LockError):
                 raise value
-            values.append((slot, members[slot], value))
+            values.append((slot, value))
         return values
 
-    async def _still_members(self, found: list[tuple[int, str, T]]) -> list[tuple[int, str, T]]:
-        """Leave out who has gone since: its value went with its lock."""
-        members = await self.membership.members() if found else {}
-        return [entry for entry in found if members.get(entry[0]) == entry[1]]
+    async def _still_members(self, found: list[tuple[int, T]], *, silent: bool) -> list[tuple[int, T]]:
+        """Leave out who has gone since: its value went with its lock.
+
+        Who was ``silent`` is given GONE_S to be found dead.
+        """
+        end = self.runtime.now() + GONE_S
+        while found := [entry for entry in found if await self.membership.runs(entry[0])]:
+            if not silent or self.runtime.now() >= end:
+                break
+            await self.runtime.sleep(GONE_LOOK_S, what="a node that has said nothing to be gone")
+        return found
 
     async def _read_value(self, slot: int) -> SlotValue | None:
         # CR stays: it stands in nobody's way (the owner and whoever probes the slot want PW), and CR -> CR reads again.
@@ -355,12 +365,15 @@ class Channel:
     async def check_protocols(self) -> None:
         """Raise ProtocolMismatch when a member speaks another version; under the token, before becoming a receiver."""
         others = [
-            (slot, client, value.protocol if value is not None else "unknown")
-            for slot, client, value in await self.values()
+            (slot, value.protocol if value is not None else "unknown")
+            for slot, value in await self.values()
             if value is None or value.protocol != PROTOCOL_VERSION
         ]
-        for _, client, theirs in await self._still_members(others):
-            raise ProtocolMismatch(node=client, theirs=theirs, ours=PROTOCOL_VERSION)
+        silent = any(theirs == "unknown" for _, theirs in others)
+        for slot, theirs in await self._still_members(others, silent=silent):
+            names = await self.membership.members()
+            node = names.get(slot, f"the node of slot {slot}")
+            raise ProtocolMismatch(node=node, theirs=theirs, ours=PROTOCOL_VERSION)
 
     def statistics(self) -> dict[str, object]:
         """Return flags, lock modes and counts, for `raidfs explain` and checkers."""

@@ -34,7 +34,6 @@ BUDGET = dict.fromkeys(PLANTED, 60) | {
     "not-fenced": 700,
     "part-of-a-chunk": 300,
     "checkpoint-not-flushed": 700,
-    "chunk-0-is-nothing": 300,
     "gathered-before-others-write": 1000,
     "send-lock-leaked": 300,
     "token-kept": 200,
@@ -45,7 +44,7 @@ DIRECT = {"one-slot-owner", "same-view"}
 
 # Seen broken in test_leg_checker.py; here other rules of the same mistakes come first. So with legs-equal, which looks
 # at legs when nobody runs: bit-before-data has seen a bit that was never there, cleared-when-equal one that went early.
-OF_SYNCS = {"one-syncer", "read-atomic", "slots-on-leg", "window-quiet", "in-sync-copied", "legs-equal"}
+OF_SYNCS = {"one-syncer", "read-atomic", "slots-on-leg", "window-quiet", "in-sync-copied", "legs-equal", "healed"}
 
 # A death in the middle of an update beside a node that then idles: one schedule in some hundreds. It has its own plans.
 RARE = {"death-ignored"}
@@ -56,6 +55,7 @@ OF_RESIZES = {"served-beyond", "one-size"}
 # These need things that seldom come together: they have plans of their own in test_planted_sync.py.
 OWN_PLANS = {
     "candidate-kept",
+    "chunk-0-is-nothing",
     "half-recovered-is-complete",
     "own-bits-gathered-only",
     "slots-not-copied",

@@ -79,7 +79,18 @@ def leg_that_is_taken_back_by_a_node_that_has_not_written() -> list[Plan]:
     return plans
 
 
+def writer_of_the_first_chunk_that_dies() -> list[Plan]:
+    """A node that has only written to the first chunk dies in the middle of a write; another one lives on."""
+    writes = (rest(0.4), *(WRITE,) * 30)
+    return [
+        Plan(str(step), ((life(writes, faults=(Fault(FaultKind.CRASH, step),)),), (life((rest(20.0), HEAL)),)),
+             granule_sectors=64)
+        for step in range(150, 300, 5)
+    ]  # fmt: skip
+
+
 MAKERS = {
+    "chunk-0-is-nothing": writer_of_the_first_chunk_that_dies,
     "own-bits-gathered-only": leg_that_is_taken_back_by_a_node_that_has_not_written,
     "slots-not-copied": spare_beside_a_node_with_dirty_chunks,
     "half-recovered-is-complete": recovery_that_is_interrupted,
