@@ -36,6 +36,8 @@ async def node_explanation(node: Node) -> NodeExplanation:
         for wait in node.runtime.waits()
         if wait.what not in IDLE and not wait.what.endswith(": being lost") and not _watches(wait.what)
     ]
+    if node.lost is None and node.membership.lockspace.stalled:
+        waits.append(TaskWait("the lock manager", "a recovery, or fencing, to be done before it grants anything", 0.0))
     assert node.membership.slot is not None
     return NodeExplanation(
         client=node.options.client_name,

@@ -27,9 +27,8 @@ from typing import Any
 import trio
 
 from raidfs.errors import DlmFailed, LockProtocolError, RaidfsError
-from raidfs.lock import events, libdlm, roster
+from raidfs.lock import dlm_setup, events, libdlm, roster
 from raidfs.lock.api import LockView, Mode
-from raidfs.lock.dlm_setup import check_setup
 from raidfs.lock.libdlm import KernelLock, Libdlm
 from raidfs.lock.member import DRAIN_S, MemberHub
 from raidfs.lock.modes import LvbMove, lvb_move
@@ -58,6 +57,10 @@ class DlmManager(MemberHub):
         """See `LockManager.close`; the locks go as those of a dead client do."""
         await super().close()
         await self._dlm.end()
+
+    async def flush(self) -> None:
+        """Return when all that was asked so far has gone into the kernel."""
+        await self._dlm.flush()
 
 
 @contextlib.asynccontextmanager
@@ -122,6 +125,11 @@ class _DlmCarrier:
         with trio.move_on_after(LEAVE_S):
             for space in list(self._spaces.values()):
                 await space.ended.wait()
+
+    async def flush(self) -> None:
+        """See `DlmManager.flush`."""
+        for space in list(self._spaces.values()):
+            await space.flush()
 
     async def watch_stalls(self) -> None:
         """Lose the lock spaces when their owner leaves and the DLM holds it up."""
@@ -212,7 +220,8 @@ class _Space:
     async def open(self, allow_unfenced: bool) -> None:
         """Join; raises what `check_setup` raises, and OSError."""
         setup = await trio.to_thread.run_sync(
-            lambda: check_setup(self.name, self._cluster_name, allow_unfenced=allow_unfenced), abandon_on_cancel=True
+            lambda: dlm_setup.check_setup(self.name, self._cluster_name, allow_unfenced=allow_unfenced),
+            abandon_on_cancel=True,
         )
         self._library = await trio.to_thread.run_sync(Libdlm)
         self._handle, self._share = await self._calls.result(lambda: self._library.join(self.name))
@@ -258,6 +267,11 @@ class _Space:
         self._carrier.forget(self)
         self.ended.set()
 
+    async def flush(self) -> None:
+        """See `DlmManager.flush`."""
+        if not self._released:
+            await self._calls.result(lambda: None)
+
     # ---- requests --------------------------------------------------------------------------------------------------
 
     def send(self, event: events.Event) -> None:
@@ -298,14 +312,20 @@ class _Space:
             self._carrier.deliver(events.Done(self.number, event.tag))
             return
         lock.cancels.append(event.tag)
-        call = self._library.unlock
-        self._calls.put(lambda: call(self._handle, lock.kernel, libdlm.CANCEL, lock.number), self._sent_cancel)
+        lkid = self._library.lkid
+        cookie = lock.number
+        self._calls.put(lambda: libdlm.unlock(self._fd, lkid(lock.kernel), libdlm.CANCEL, cookie), self._sent_cancel)
 
     def _unlock(self, lock: _Lock) -> None:
         if lock.releasing:
             return
         lock.releasing = True
-        call = self._library.unlock
+        # A holder in PW or EX writes the value block when it goes: what is in the resource already, valid or not.
+        flags = libdlm.FORCEUNLOCK | (libdlm.VALBLK if lock.lvb_valid else libdlm.IVVALBLK)
+        lvb = lock.lvb
+
+        def call() -> None:
+            libdlm.unlock(self._fd, self._library.lkid(lock.kernel), flags, lock.number, lvb)
 
         def sent(outcome: object) -> None:
             if isinstance(outcome, OSError) and outcome.errno == errno.ENOENT:
@@ -313,9 +333,7 @@ class _Space:
             else:
                 self._sent(outcome)
 
-        self._calls.put(
-            lambda: _unless_busy(lambda: call(self._handle, lock.kernel, libdlm.FORCEUNLOCK, lock.number)), sent
-        )
+        self._calls.put(lambda: _unless_busy(call), sent)
 
     def _sent(self, outcome: object) -> None:
         if isinstance(outcome, OSError):

@@ -18,7 +18,7 @@ import dataclasses
 import os
 import pathlib
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from raidfs.errors import (
     ControldNotRunning,
@@ -50,7 +50,7 @@ def check_setup(name: str, cluster_name: str, *, allow_unfenced: bool) -> DlmSet
     Raises MissingLibrary, DlmModuleMissing, DlmDeviceMissing, DlmDenied, CorosyncNotRunning, CorosyncDenied,
     ControldNotRunning, WrongClusterName, NoQuorum, NotFenced.
     """
-    _check_kernel()
+    check_kernel()
     facts = cluster_facts()
     if facts.cluster_name != cluster_name:
         raise WrongClusterName(name=name, manager_cluster=facts.cluster_name, own_cluster=cluster_name)
@@ -63,13 +63,14 @@ def check_setup(name: str, cluster_name: str, *, allow_unfenced: bool) -> DlmSet
     return DlmSetup(pid, unfenced)
 
 
-def _check_kernel() -> None:
-    if " dlm-control\n" not in pathlib.Path("/proc/misc").read_text():
+def check_kernel(misc: str = "/proc/misc", control: str = CONTROL_PATH) -> None:
+    """Look whether the kernel's DLM is there and may be used; ``misc`` lists the devices that the kernel has."""
+    if " dlm-control\n" not in pathlib.Path(misc).read_text():
         raise DlmModuleMissing()
-    if not os.path.exists(CONTROL_PATH):
-        raise DlmDeviceMissing(path=CONTROL_PATH)
-    if not os.access(CONTROL_PATH, os.R_OK | os.W_OK):
-        raise DlmDenied(path=CONTROL_PATH)
+    if not os.path.exists(control):
+        raise DlmDeviceMissing(path=control)
+    if not os.access(control, os.R_OK | os.W_OK):
+        raise DlmDenied(path=control)
 
 
 def controld_pid() -> int:
@@ -84,10 +85,10 @@ def controld_pid() -> int:
     raise ControldNotRunning()
 
 
-def read_config() -> Mapping[str, str] | None:
+def read_config(command: Sequence[str] = DUMP_CONFIG) -> Mapping[str, str] | None:
     """Return the options that dlm_controld runs with, None when it does not tell."""
     try:
-        done = subprocess.run(DUMP_CONFIG, capture_output=True, text=True, timeout=DUMP_S, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=DUMP_S, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return parse_config(done.stdout)

@@ -1,10 +1,10 @@
 """libdlm.so.3 by ctypes: the calls that go into the kernel's DLM, and the results that come out of it.
 
-libdlm makes lock spaces (and waits for their devices) and writes requests to them. What the kernel answers is
-read here and not with ``dlm_dispatch`` or the thread of ``dlm_ls_pthread_init``: those drop the mode of a blocking
-notice, write into memory of the caller at any time, and the thread is ended by pthread_cancel, which must not hit a
-thread that may be in Python. A result is one read from the lock space's device (linux/dlm_device.h, version 6), which
-can be polled, so that the event loop reads it; it carries the status, the flags and the value block by value.
+libdlm makes lock spaces (and waits for their devices) and writes requests to them (but see `unlock`). What the kernel
+answers is read here and not with ``dlm_dispatch`` or the thread of ``dlm_ls_pthread_init``: those drop the mode of a
+blocking notice and write into memory of the caller at any time, and the thread is ended by pthread_cancel, which must
+not hit a thread that may be in Python. A result is one read from the lock space's device (linux/dlm_device.h, version
+6), which can be polled, so that the event loop reads it; it carries status, flags and value block by value.
 
 Every call may hang in the kernel, uninterruptibly, while the lock space recovers, and for ever after it was
 expelled; who calls has a thread for that (`raidfs.lock.dlm`).
@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 from raidfs.errors import LockProtocolError, MissingLibrary
 from raidfs.lock.api import LVB_BYTES, Mode
+from raidfs.lock.resource import NO_LVB
 
 CONTROL_DEVICE = "dlm-control"  # as in /proc/misc
 CREATE_MODE = 0o600
@@ -32,6 +33,7 @@ NOQUEUE = 0x00000001
 CANCEL = 0x00000002
 CONVERT = 0x00000004
 VALBLK = 0x00000008
+IVVALBLK = 0x00000020
 EXPEDITE = 0x00000400
 FORCEUNLOCK = 0x00020000
 
@@ -48,7 +50,12 @@ _RS_DONE_ALL = 0x80  # all members have recovered (fs/dlm/dlm_internal.h: DLM_RS
 # struct dlm_lock_result of a 64-bit machine: version, length, ast address and parameter, the user's lksb,
 # lksb (status, lkid, flags, pointer), mode of a blocking notice, offset of the value block.
 _RESULT = struct.Struct("=3II3QiIB7xQB3xI")
-_DEVICE_VERSION = 6
+_VERSION = (6, 0, 0)
+
+# struct dlm_write_request of a 64-bit machine: version, command, is64bit; mode, namelen, flags, lkid, parent, xid,
+# timeout, completion parameter and address, blocking parameter and address, the user's lksb, value block.
+_UNLOCK = struct.Struct(f"=3IBB2xBB2x3I2Q5Q{LVB_BYTES}s")
+_USER_UNLOCK = 2
 RESULT_BYTES_MAX = 4096
 
 # The kernel keeps these for us and gives them back; nothing is ever called there.
@@ -88,7 +95,7 @@ def parse_result(data: bytes) -> Result:
     fields = _RESULT.unpack_from(data)
     major, length, cookie, status, lkid, flags = fields[0], fields[3], fields[5], fields[7], fields[8], fields[9]
     bast_mode, lvb_offset = fields[11], fields[12]
-    if major != _DEVICE_VERSION or length != len(data):
+    if major != _VERSION[0] or length != len(data):
         raise LockProtocolError(reason=f"a result of the DLM's device, version {major}, of {len(data)} bytes")
     lvb = data[lvb_offset : lvb_offset + LVB_BYTES] if lvb_offset else None
     blocking = Mode(bast_mode) if bast_mode else None
@@ -116,11 +123,11 @@ class KernelLock:
 class Libdlm:
     """The library; every method raises OSError with the errno that libdlm left, and may hang."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "libdlm.so.3") -> None:
         try:
-            library = ctypes.CDLL("libdlm.so.3", use_errno=True)
+            library = ctypes.CDLL(name, use_errno=True)
         except OSError:
-            raise MissingLibrary(library="libdlm.so.3", package="libdlm3") from None
+            raise MissingLibrary(library=name, package="libdlm3") from None
         c = ctypes
         self._new = library.dlm_new_lockspace
         self._new.argtypes = (c.c_char_p, c.c_uint, c.c_uint32)
@@ -139,8 +146,6 @@ class Libdlm:
             *(c.c_void_p, c.c_uint32, c.POINTER(Lksb), c.c_uint32, c.c_char_p, c.c_uint, c.c_uint32),
             *(c.c_void_p, c.c_void_p, c.c_void_p, c.c_void_p),
         )
-        self._unlock = library.dlm_ls_unlock
-        self._unlock.argtypes = (c.c_void_p, c.c_uint32, c.c_uint32, c.POINTER(Lksb), c.c_void_p)
 
     def join(self, name: str) -> tuple[int, int]:
         """Return a handle of the lock space ``name``, and a descriptor for `leave`.
@@ -197,10 +202,19 @@ class Libdlm:
         if done != 0:
             raise _failure()
 
-    def unlock(self, handle: int, lock: KernelLock, flags: int, cookie: int) -> None:
-        """Release a lock, or with CANCEL take its request back."""
-        if self._unlock(handle, lock.lksb.sb_lkid, flags, lock.lksb, cookie) != 0:
-            raise _failure()
+    def lkid(self, lock: KernelLock) -> int:
+        """Return the kernel's name of a lock that was asked for."""
+        return int(lock.lksb.sb_lkid)
+
+
+def unlock(fd: int, lkid: int, flags: int, cookie: int, lvb: bytes = NO_LVB) -> None:
+    """Release a lock, or with CANCEL take its request back; raises OSError and may hang.
+
+    ``dlm_ls_unlock`` sends what happens to be on its stack as the value block, and the kernel writes that into the
+    resource when the lock is held in PW or EX. So this is written to the device here.
+    """
+    request = _UNLOCK.pack(*_VERSION, _USER_UNLOCK, 1, 0, 0, flags, lkid, 0, 0, 0, cookie, 0, 0, 0, 0, lvb)
+    os.write(fd, request)
 
 
 def _failure() -> OSError:

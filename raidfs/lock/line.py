@@ -66,7 +66,7 @@ class Line:
         self._wake()
 
     def _wake(self) -> None:
-        with contextlib.suppress(OSError):  # the thread has ended, and has closed it
+        with contextlib.suppress(OSError, ValueError):  # the thread has ended, and has closed it
             os.eventfd_write(self._wake_fd, 1)
 
     # ---- in the thread ---------------------------------------------------------------------------------------------

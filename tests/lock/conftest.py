@@ -20,6 +20,7 @@ from typing import Protocol
 import pytest
 import trio
 import trio.testing
+from lock.dlm_harness import DlmHarness
 
 from raidfs.lock.address import LockAddress
 from raidfs.lock.api import Lock, LockManager, Lockspace, Mode
@@ -29,7 +30,7 @@ from raidfs.lock.server import LockServer
 from raidfs.runtime import TrioRuntime
 from raidfs.sim.locks import SimulatedClient, SimulatedLocks
 
-CLUSTER = "tests"
+CLUSTER = os.environ.get("RAIDFS_LOCK_CLUSTER", "tests")
 SPACE = "6f1c9a52-33aa-4c5e-9d0f-1f2b3c4d5e6f"
 _ROOT = Path(__file__).parents[2]
 _numbers = itertools.count()
@@ -223,7 +224,8 @@ class _ProcessDoomed:
                 await trio.sleep(0.001)
 
 
-HARNESSES = ("simulated", "embedded")
+# The DLM is there on machines of a cluster only, and two of them are needed: see dlm_harness.py.
+HARNESSES = ("dlm",) if os.environ.get("RAIDFS_LOCK") == "dlm" else ("simulated", "embedded")
 
 
 @pytest.fixture(params=HARNESSES)
@@ -233,6 +235,8 @@ async def harness(request: pytest.FixtureRequest) -> AsyncIterator[Harness]:
         stack.callback(nursery.cancel_scope.cancel)
         if request.param == "simulated":
             yield SimulatedHarness(nursery)
+        elif request.param == "dlm":
+            yield DlmHarness(nursery, SPACE)
         else:
             inner = await stack.enter_async_context(contextlib.AsyncExitStack())
             yield EmbeddedHarness(nursery, inner)
