@@ -1,5 +1,6 @@
-"""Clients of the DLM on another machine, for the contract suite: ``dlm_peer_program.py HOST PORT``.
+"""Clients of the DLM on another machine, for the contract suite: ``dlm_peer_program.py HOST PORT [LOCKSPACE...]``.
 
+It stays in the lock spaces that are named, of the cluster RAIDFS_LOCK_CLUSTER, so that no test has to make or end them.
 The first line of a connection says what it is for: ``client`` makes it a client, in a process of its own that can be
 killed; ``reap PID`` is answered when that process has ended. A client reads requests, one JSON document in a line, and
 answers each when it is done: with a result, or an error. Blocking notices come in between.
@@ -126,7 +127,23 @@ async def serve_client(connection: socket.socket) -> None:
         await Client(stream, manager, nursery).serve()
 
 
-def main(host: str, port: int) -> None:
+async def stay(names: list[str]) -> None:
+    spaces: list[Lockspace] = []
+    async with open_dlm(TrioRuntime(), allow_unfenced=True) as manager:
+        for name in names:
+            spaces.append(
+                await manager.open_lockspace(name, cluster_name=os.environ["RAIDFS_LOCK_CLUSTER"], client="holder")
+            )
+        with trio.open_signal_receiver(signal.SIGTERM) as signals:
+            print("ready", flush=True)
+            await anext(aiter(signals))
+        for space in spaces:
+            await space.close()
+
+
+def main(host: str, port: int, names: list[str]) -> None:
+    if os.fork() == 0:
+        trio.run(stay, names)
     listener = socket.create_server((host, port))
     while True:
         connection, _ = listener.accept()
@@ -143,4 +160,4 @@ def main(host: str, port: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3:])

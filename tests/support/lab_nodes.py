@@ -12,6 +12,7 @@ import random
 import re
 import shlex
 import subprocess
+import sysconfig
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,10 @@ from raidfs.units import MIB
 
 GUEST = pathlib.Path(__file__).parent.parent / "dlm" / "guest"
 PROGRAMS = "/opt/tests"
+# With pytest, for the tests that run in a machine: it has the Python that .venv is made with.
+TREE = "/opt/tree"
+SITE = "/opt/site"
+SHARES = {GUEST: PROGRAMS, GUEST.parents[2]: TREE, sysconfig.get_path("purelib"): SITE}
 MOUNTPOINT = "/mnt"
 FILE = f"{MOUNTPOINT}/md0"
 MD = "/dev/md0"
@@ -280,8 +285,8 @@ class Cluster:
 @contextlib.contextmanager
 def lab_up(name: str, **wish: Any) -> Iterator[Cluster]:
     """Give a lab of its own below the run directory of ``scripts/lab test``, and switch it off afterwards."""
-    share = Share(str(GUEST), PROGRAMS, read_only=True)
-    lab = Lab.up(pathlib.Path(os.environ["RAIDFS_LAB_RUN"]) / name, Wish(shares=(share,), **wish))
+    shares = tuple(Share(str(host), guest, read_only=True) for host, guest in SHARES.items())
+    lab = Lab.up(pathlib.Path(os.environ["RAIDFS_LAB_RUN"]) / name, Wish(shares=shares, **wish))
     try:
         yield Cluster(lab)
     finally:
