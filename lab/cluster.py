@@ -16,7 +16,7 @@ from lab.agent import Said
 from lab.machine import Machine
 from lab.shape import LabError, Shape, Wish
 
-BOOT_S = 180  # on a machine that has other things to do as well
+BOOT_S = 300  # on a machine that has other things to do as well
 _BEFORE_S = 60  # for a command that the lab itself runs
 
 Teller = Callable[[str], None]

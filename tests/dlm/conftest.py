@@ -22,7 +22,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if here not in item.path.parents:
             continue
-        item.add_marker(pytest.mark.timeout(TIMEOUT_S))
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(TIMEOUT_S))
         if CHOSEN is None:
             item.add_marker(pytest.mark.skip(reason="needs virtual machines: scripts/lab test"))
         elif CHOSEN != "full" and item.get_closest_marker("lab_full") is not None:

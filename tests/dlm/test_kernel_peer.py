@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 
 import pytest
+from support.lab_arrays import DLM
 from support.lab_nodes import (
     DATA,
     FILE,
@@ -51,7 +52,7 @@ def test_an_array_of_raidfs_is_used_and_grown_by_the_kernel_and_mounted_again(tw
     first, second = two.nodes
     disks = two.disks[:2]
     raidfs_create(first, disks, "--assume-clean", "--size", str(SIZE), "--bitmap-chunk", "64K")
-    raidfs_mount(first, disks)
+    raidfs_mount(first, disks, *DLM)
     first.write(FILE, 1, 0, SIZE)
     check(first, disks, against="is a leg of the node at /mnt")
     raidfs_umount(first)
@@ -72,7 +73,7 @@ def test_an_array_of_raidfs_is_used_and_grown_by_the_kernel_and_mounted_again(tw
         md_stop(node)
     check(second, disks)
 
-    raidfs_mount(second, disks)
+    raidfs_mount(second, disks, *DLM)
     assert raidfs_status(second)["array"]["size_bytes"] == size
     second.run("raidfs", "wait", "/mnt")
     assert second.checksum(FILE, 0, SIZE) == checksum_of(1, SIZE)

@@ -30,7 +30,7 @@ from support.lab_nodes import (
 
 # Nodes that share one lock space over several machines; the lab's dlm.conf does not fence.
 DLM = ("--lock", "dlm", "--allow-unfenced")
-SLOWLY_KIB_S = 512  # of a sync that a test wants to see,
+SLOWLY_KIB_S = 256  # of a sync that a test wants to see,
 SLOWLY_KIB = 24576  # of an array of this size
 
 
@@ -94,7 +94,7 @@ class Array(abc.ABC):
 
     @abc.abstractmethod
     def slowly(self) -> None:
-        """Before `create`: let the array be small, and syncs of it take a minute."""
+        """Before `create`: let the array be small, and syncs of it take a minute and a half."""
 
     @abc.abstractmethod
     def at_speed(self) -> None:
