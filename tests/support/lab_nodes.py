@@ -216,13 +216,13 @@ class Disk:
             file.flush()
             os.fsync(file.fileno())
 
-    def dirty_chunks(self) -> set[int]:
-        """Return the chunks whose bit is set in any slot."""
+    def dirty_chunks(self, slots: Sequence[int] | None = None) -> set[int]:
+        """Return the chunks whose bit is set in any slot, or in any of ``slots``."""
         layout = self.examine().layout
         assert layout is not None
         found: set[int] = set()
         with open(self.host, "rb") as file:
-            for slot in range(layout.nodes):
+            for slot in range(layout.nodes) if slots is None else slots:
                 file.seek(layout.slot_offset_bytes(slot))
                 found |= set(iter_dirty(file.read(layout.slot_bytes)[SUPER_BYTES:], layout.bits))
         return found
