@@ -149,6 +149,7 @@ def _on_a_terminal(words: list[str], *, interrupt_at: bytes | None = None) -> tu
         stdout=subprocess.PIPE,
         stderr=slave,
         env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored by what a shell runs behind its back
     )
     os.close(slave)
     said = b""
