@@ -18,6 +18,7 @@ from lab.cluster import Lab
 from lab.shape import NODES_MAX, LabError, Share, Wish, run_directory
 
 EXIT_FAILED = 255  # of the lab itself, as `exec` has the statuses of commands below
+EXIT_SKIPPED = 77  # of `test` on a machine that cannot run a lab
 _EXIT_INTERRUPTED = 130
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30}
 
@@ -229,7 +230,7 @@ def _test(full: bool, words: list[str]) -> int:
         images.ready(_tell)
     except images.NotHere as error:
         print(f"lab: SKIPPED, nothing was tested on several machines: {error}", flush=True)
-        return 0
+        return EXIT_SKIPPED
     run = pathlib.Path(tempfile.mkdtemp(prefix="raidfs-lab-test.", dir="/var/tmp"))
     environment = {**os.environ, "RAIDFS_LAB_TEST": "full" if full else "reduced", "RAIDFS_LAB_RUN": str(run)}
     chosen = [] if any(word.startswith("tests/") for word in words) else ["tests/dlm"]
