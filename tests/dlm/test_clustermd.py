@@ -89,7 +89,10 @@ def test_an_array_whose_bitmap_was_switched_away_and_back_is_taken_by_both_kinds
     on_both(kernel)
     kernel.stop(kernel.second)
     for bitmap in ("none", "internal", "none", "clustered"):
-        kernel.first.run("mdadm", "--grow", MD, f"--bitmap={bitmap}")
+        switched = kernel.first.said("mdadm", "--grow", MD, f"--bitmap={bitmap}")
+        if bitmap == "clustered" and "write-mostly" in switched.err:
+            pytest.skip("this mdadm, as Debian 12's 4.2, finds disks write-mostly that are not, and cannot go back")
+        assert switched.status == 0, switched.err
         if bitmap == "clustered":
             break
         # raidfs has no such arrays: it refuses them, and says which command makes them clustered again.
