@@ -24,7 +24,7 @@ from raidfs._backend_uring cimport (
     ring_take,
 )
 from raidfs._core cimport (
-    OP_FLUSH, OP_PUNCH, OP_ZERO, PAGE_BYTES, REQUEST_BYTES_MAX, REQUEST_DURABLE, REQUEST_FLUSH, REQUEST_PUNCH,
+    OP_FLUSH, OP_PUNCH, OP_READ, OP_ZERO, PAGE_BYTES, REQUEST_BYTES_MAX, REQUEST_DURABLE, REQUEST_FLUSH, REQUEST_PUNCH,
     REQUEST_READ, REQUEST_WRITE, REQUEST_ZERO, Engine, EngineState, LegOp, Port, Request, engine_complete_op_locked,
     engine_run_locked, engine_submit, engine_submit_locked, engine_take_op_locked, engine_take_replies_locked,
     engine_unlock, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
@@ -56,6 +56,7 @@ cdef extern from *:
     #endif
     #define RAIDFS_ATOMIC_ADD(place, value) __atomic_add_fetch(place, value, __ATOMIC_SEQ_CST)
     #define RAIDFS_ATOMIC_STORE(place, value) __atomic_store_n(place, value, __ATOMIC_SEQ_CST)
+    #define RAIDFS_ATOMIC_EXCHANGE(place, value) __atomic_exchange_n(place, value, __ATOMIC_SEQ_CST)
     #define RAIDFS_ATOMIC_LOAD(place) __atomic_load_n(place, __ATOMIC_SEQ_CST)
 
     /* Ends a worker's wait in read(2): any signal with a handler does, when it does not restart the call. */
@@ -73,6 +74,7 @@ cdef extern from *:
     static void raidfs_set_worker(void *worker) { raidfs_worker = worker; }
     """
     int64_t atomic_add "RAIDFS_ATOMIC_ADD" (int64_t *place, int64_t value) nogil
+    int64_t atomic_exchange "RAIDFS_ATOMIC_EXCHANGE" (int64_t *place, int64_t value) nogil
     int64_t atomic_load "RAIDFS_ATOMIC_LOAD" (int64_t *place) nogil
     void atomic_store "RAIDFS_ATOMIC_STORE" (int64_t *place, int64_t value) nogil
     void *raidfs_this_worker() nogil
@@ -159,6 +161,9 @@ cdef class Plane:
                 self.workers[i].gather_fd = -1
             elif not (ring or uring):
                 os.set_blocking(self.workers[i].gather_fd, False)
+            self.workers[i].idle_fd = _cloned(fuse_fd) if ring and not uring and workers > 1 else -1
+            if self.workers[i].idle_fd == fuse_fd:
+                self.workers[i].idle_fd = -1
             self.workers[i].plane = self.state
             self.workers[i].fd = self.fds[i]
             self.workers[i].stop_fd = self.stop_fd
@@ -244,6 +249,8 @@ cdef class Plane:
                 os.close(self.workers[i].wake_fd)
             if self.workers[i].gather_fd >= 0 and self.workers[i].gather_fd != self.fds[i]:
                 os.close(self.workers[i].gather_fd)
+            if self.workers[i].idle_fd >= 0:
+                os.close(self.workers[i].idle_fd)
         os.close(self.stop_fd)
 
     def waiting_for(self, uint64_t unique):

@@ -38,6 +38,7 @@ cdef struct Worker:
     pthread_t thread
     int fd
     int gather_fd                    # another one that does not block, or the same; -1: there is none
+    int idle_fd                      # with a ring: one that blocks, for a worker that has nothing to do; -1: none
     int stop_fd
     bint over                        # no more requests will come
     bint backwards                   # last leg first: two workers do not wait for one another's write to a file
@@ -75,6 +76,7 @@ cdef struct PlaneState:
     int64_t delivering               # foreign threads that write answers
     int64_t running                  # workers
     int64_t abandoned                # nobody is there for answers any more
+    int64_t lone_reads               # 1: a worker waits for a leg's read in a system call
     uint32_t count                   # of workers
     Worker *workers
     uint32_t queues                  # of FUSE over io_uring: as many as the machine can have processors
@@ -175,7 +177,12 @@ cdef void turn(Worker *worker) noexcept nogil:
         deliver_chain(plane, replies, &worker.slots)
         for n in range(taken):
             i = taken - 1 - n if worker.backwards else n
-            if memory & (<uint32_t> 1 << ops[i].leg) or fds[i] < 0 or ring_push_op(&worker.ring, fds[i], ops[i]) != 0:
+            if memory & (<uint32_t> 1 << ops[i].leg) or fds[i] < 0:
+                ended(worker, ops[i], carry_out(fds[i], ops[i]))
+            elif taken == 1 and is_lone_read(worker, ops[i]):
+                ended(worker, ops[i], carry_out(fds[i], ops[i]))
+                atomic_store(&plane.lone_reads, 0)
+            elif ring_push_op(&worker.ring, fds[i], ops[i]) != 0:
                 ended(worker, ops[i], carry_out(fds[i], ops[i]))
             else:
                 worker.in_ring += 1
@@ -194,6 +201,12 @@ cdef void gather(Worker *worker) noexcept nogil:
         for i in range(GATHER_REQUESTS):
             if not take_request(worker, worker.gather_fd):
                 return
+
+
+cdef inline bint is_lone_read(Worker *worker, LegOp *op) noexcept nogil:
+    """Tell whether to wait for a read in a system call, the fastest way for one; only one worker does so at a time."""
+    return (op.kind == OP_READ and op.length <= LARGE_BYTES and has_nothing(worker)
+            and atomic_exchange(&worker.plane.lone_reads, 1) == 0)
 
 
 cdef inline bint may_take(Worker *worker, LegOp *op, uint32_t memory, uint32_t taken) noexcept nogil:
@@ -253,11 +266,17 @@ cdef void work_blocking(Worker *worker) noexcept nogil:
 
 
 cdef void work_ring(Worker *worker) noexcept nogil:
-    """Wait in the ring, for leg operations and for requests; /dev/fuse does not block."""
+    """Wait in the ring, for leg operations and for requests; /dev/fuse does not block.
+
+    A worker that has nothing under way waits in a read of /dev/fuse instead, which costs less than to be told by the
+    ring and to read then. It is woken like the others that wait so (`worker_wake`).
+    """
     cdef bint more
     cdef int i
     while True:
         more = False
+        if has_nothing(worker) and not is_stopping(worker.plane):
+            worker.device_ready = take_request(worker, worker.idle_fd)
         if worker.device_ready and not (worker.over or is_stopping(worker.plane)):
             for i in range(BATCH_REQUESTS):
                 more = take_request(worker, worker.fd)
@@ -268,6 +287,8 @@ cdef void work_ring(Worker *worker) noexcept nogil:
         if worker.over or is_stopping(worker.plane):
             if not worker.in_ring:
                 return
+        elif not more and has_nothing(worker):
+            continue
         elif not more and not worker.polls_request:
             worker.polls_request = ring_push_poll(&worker.ring, worker.fd, True, NAME_REQUEST) == 0
         if not worker.polls_stop:
@@ -277,6 +298,12 @@ cdef void work_ring(Worker *worker) noexcept nogil:
                                                NAME_WAKE) == 0
         ring_enter(&worker.ring, 0 if more else 1)
         reap(worker)
+
+
+cdef inline bint has_nothing(Worker *worker) noexcept nogil:
+    """Tell whether the worker may wait outside its ring: nothing is under way in it, nothing is left to be told."""
+    return (worker.idle_fd >= 0 and worker.batch == NULL
+            and not (worker.in_ring or worker.ended_count or worker.polls_request or worker.over))
 
 
 cdef void reap(Worker *worker) noexcept nogil:

@@ -94,6 +94,27 @@ def test_what_many_threads_write_at_once_is_read_by_each(node: Node) -> None:
     assert node.status().engine.in_flight == 0
 
 
+def test_writes_over_clean_chunks_end_when_no_request_follows_them(
+    short_path: pathlib.Path, directories: list[pathlib.Path]
+) -> None:
+    # All callers wait for a bitmap page then, and nothing but its end wakes a worker.
+    array = Array(short_path, create=("--bitmap-chunk", "4096"))
+    try:
+        for _ in range(3):
+            node = array.mount(directories[0])
+            command = ["fio", "--name=touch", f"--filename={node.file}", "--rw=randwrite", "--bs=4k", "--direct=1",
+                       "--iodepth=32", "--ioengine=libaio", "--thread"]  # fmt: skip
+            too_late = threading.Timer(60, node.signal, [signal.SIGKILL])  # else a caller that hangs cannot be ended
+            too_late.start()
+            done = subprocess.run(command, capture_output=True, text=True, cwd="/tmp", check=False)
+            too_late.cancel()
+            assert done.returncode == 0, done.stdout
+            assert node.status().engine.in_flight == 0
+            assert raidfs("umount", node.directory).returncode == 0
+    finally:
+        array.close()
+
+
 class _Parked:
     """A caller that waits in a suspended range."""
 

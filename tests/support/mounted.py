@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from raidfs.control import client
@@ -124,11 +124,11 @@ class Memory:
 class Array:
     """Nodes of one array over two images, equal from the start; ``options`` are for each mount."""
 
-    def __init__(self, directory: pathlib.Path, *options: str) -> None:
+    def __init__(self, directory: pathlib.Path, *options: str, create: Sequence[str] = ()) -> None:
         self.images = [directory / "a.img", directory / "b.img"]
         self._options = options
         self._nodes: list[Node] = []
-        made = raidfs("create", "--size", str(SIZE_BYTES), "--assume-clean", *self.images)
+        made = raidfs("create", "--size", str(SIZE_BYTES), "--assume-clean", *create, *self.images)
         assert made.returncode == 0, made.stderr
 
     def mount(self, directory: pathlib.Path, *options: str) -> Node:
