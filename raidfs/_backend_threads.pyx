@@ -10,6 +10,7 @@ import threading
 from libc.errno cimport EINTR, EINVAL, ENODEV, ENOSYS, EOPNOTSUPP, errno
 from libc.stdint cimport int64_t, intptr_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
+from posix.stat cimport S_ISREG, fstat, struct_stat
 
 from raidfs._core cimport (
     LEGS_MAX, OP_FLUSH, OP_PUNCH, OP_READ, OP_WRITE_DURABLE, OP_ZERO, Engine, EngineState, LegOp,
@@ -134,9 +135,14 @@ cdef int64_t write_zeros(int fd, LegOp *op) noexcept nogil:
 
 
 cdef bint is_in_memory(int fd) noexcept nogil:
-    """Tell whether reads and writes of this file are copies in memory, which never wait for a device."""
+    """Tell whether reads and writes of this file are copies in memory, which never wait for a device.
+
+    The name of a block device is in memory, too: /dev is a tmpfs for fstatfs.
+    """
+    cdef struct_stat what
     cdef statfs_t found
-    return fd >= 0 and fstatfs(fd, &found) == 0 and (found.f_type == TMPFS_MAGIC or found.f_type == RAMFS_MAGIC)
+    return (fd >= 0 and fstat(fd, &what) == 0 and S_ISREG(what.st_mode) and fstatfs(fd, &found) == 0
+            and (found.f_type == TMPFS_MAGIC or found.f_type == RAMFS_MAGIC))
 
 
 cdef void pool_notify(void *context, uint32_t fresh) noexcept nogil:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import select
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -139,3 +141,24 @@ def test_a_descriptor_that_cannot_be_written_fails_its_leg(running: Running) -> 
     running.engine.submit_write(0, b"a" * 512)
     assert running.event() == (EventKind.LEG_FAILED, 1, errno.EBADF)
     os.close(read_only)
+
+
+def test_a_block_device_is_no_file_in_memory_though_its_name_is(tmp_path: Path) -> None:
+    running = Running(tmp_path)
+    try:
+        image = tmp_path / "image"
+        image.write_bytes(bytes(SIZE))
+        made = subprocess.run(["losetup", "--find", "--show", image], capture_output=True, text=True, check=False)
+        if made.returncode != 0:
+            pytest.skip(f"no loop devices here: {made.stderr.strip()}")
+        device = os.open(made.stdout.strip(), os.O_RDWR)
+        with tempfile.TemporaryFile(dir="/dev/shm") as memory:
+            for leg in range(2):
+                running.backend.attach(leg, memory.fileno())
+            assert running.backend.in_memory()
+            running.backend.attach(1, device)
+            assert not running.backend.in_memory()
+        os.close(device)
+        subprocess.run(["losetup", "--detach", made.stdout.strip()], check=True)
+    finally:
+        running.close()
