@@ -428,10 +428,20 @@ class ImageHeld(HandoverError):
 
 
 class LockSpaceHere(HandoverError):
-    """This machine's DLM has the array's lock space: somebody here runs the array."""
+    """This machine's DLM has the array's lock space: somebody here runs the array, or was killed."""
 
     template = (
-        "the DLM of this machine has lock space {uuid}: the array is in use here; stop it (`dlm_tool ls` shows it)"
+        "the DLM of this machine has lock space {uuid}: the array is in use here; stop it. If a node of raidfs was "
+        "killed here, nobody uses it any more, and `dlm_tool leave {uuid}` ends it"
+    )
+
+
+class LockSpaceElsewhere(HandoverError):
+    """Other machines of the cluster have the array's lock space."""
+
+    template = (
+        "lock space {uuid} is in use on machine {machines} of the cluster (ids of corosync): stop the array there; "
+        "`raidfs handover --check` says there what has it"
     )
 
 

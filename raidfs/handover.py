@@ -3,7 +3,11 @@
 Both have one disk format, so nothing is converted. What has to hold is that nobody uses the images any more, and that
 they leave nothing to the other side that it would take for something else. A dirty bitmap is nothing of that kind:
 whoever starts the array next resyncs the chunks, which is what a bitmap is for. All of this is told from the images and
-from this machine; other machines are not seen from here.
+from this machine. Of other machines corosync tells who has joined the array's lock space, when the array's cluster is
+the one that this machine is in and has quorum; whoever uses the images without the DLM is not seen.
+
+A lock space that nobody uses any more matters too: one that a process has made has value blocks of 32 bytes, md's have
+64, and the DLM lets no machine join one lock space with another size.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ from raidfs.errors import (
     ImageHeld,
     ImageInUse,
     ImageServed,
+    LockSpaceElsewhere,
     LockSpaceHere,
     RaidfsError,
     RecoveryUnfinished,
@@ -37,6 +42,7 @@ from raidfs.errors import (
 )
 from raidfs.format.bitmap import BitmapSuperblock, count_dirty
 from raidfs.format.superblock import Feature
+from raidfs.lock import corosync
 
 COROSYNC_CONF = "/etc/corosync/corosync.conf"
 LOCK_SPACES = "/sys/kernel/dlm"
@@ -61,10 +67,11 @@ class Handover:
     assembly: Assembly | None
     against: tuple[RaidfsError, ...]
     dirty_slots: tuple[DirtySlot, ...]
+    cluster_seen: bool = False  # whether corosync has told of the other machines
 
     @property
     def is_safe(self) -> bool:
-        """Whether nothing stands against it, as far as this machine sees."""
+        """Whether nothing stands against it, as far as this machine and ``cluster_seen`` reach."""
         return not self.against
 
     def to_json(self) -> dict[str, object]:
@@ -86,6 +93,7 @@ class Handover:
             "array": array,
             "against": [error.to_json() for error in self.against],
             "dirty_slots": [dataclasses.asdict(slot) for slot in self.dirty_slots],
+            "cluster_seen": self.cluster_seen,
         }
 
 
@@ -116,7 +124,12 @@ def check_handover(paths: Sequence[str]) -> Handover:
             return Handover(None, (*against, error), ())
         against += judge(assembly, candidates)
         against += _machine(assembly)
-        return Handover(assembly, tuple(against), tuple(_dirty_slots(assembly, images[assembly.bitmap_path])))
+        elsewhere = _elsewhere(assembly)
+        if elsewhere:
+            machines = ", ".join(map(str, elsewhere))
+            against.append(LockSpaceElsewhere(uuid=_dashed(assembly.set_uuid), machines=machines))
+        dirty = tuple(_dirty_slots(assembly, images[assembly.bitmap_path]))
+        return Handover(assembly, tuple(against), dirty, elsewhere is not None)
 
 
 def judge(assembly: Assembly, candidates: Sequence[Candidate]) -> Iterator[RaidfsError]:
@@ -194,6 +207,18 @@ def _machine(assembly: Assembly) -> Iterator[RaidfsError]:
         own = corosync_cluster_name(file.read())
         if own is not None and own != assembly.cluster_name:
             yield CorosyncOfOtherCluster(found=assembly.cluster_name, own=own)
+
+
+def _elsewhere(assembly: Assembly) -> list[int] | None:
+    """Return the other machines with the array's lock space, None when that cannot be known here."""
+    try:
+        facts = corosync.cluster_facts()
+        if facts.cluster_name != assembly.cluster_name or not facts.quorate:
+            return None
+        users = corosync.lock_space_users(_dashed(assembly.set_uuid))
+    except RaidfsError:
+        return None
+    return [machine for machine in users if machine != facts.node_id]
 
 
 def _dirty_slots(assembly: Assembly, image: OpenImage) -> Iterator[DirtySlot]:

@@ -18,6 +18,8 @@ from raidfs.cli.main import main
 from raidfs.format.bitmap import SUPER_BYTES, BitmapSuperblock
 from raidfs.format.superblock import SUPER_OFFSET_BYTES, Feature, Superblock
 from raidfs.handover import check_handover, corosync_cluster_name
+from raidfs.lock import corosync
+from raidfs.lock.corosync import ClusterFacts
 from raidfs.units import KIB
 
 
@@ -27,6 +29,11 @@ def _own_machine(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("RAIDFS_RUNTIME_DIR", str(tmp_path / "run"))
     monkeypatch.setattr(handover, "COROSYNC_CONF", str(tmp_path / "corosync.conf"))
     monkeypatch.setattr(handover, "LOCK_SPACES", str(tmp_path / "dlm"))
+    monkeypatch.setattr(corosync, "cluster_facts", _no_corosync)
+
+
+def _no_corosync() -> ClusterFacts:
+    raise errors.CorosyncNotRunning(code=0)
 
 
 @pytest.fixture
@@ -145,6 +152,26 @@ def test_corosync_of_another_cluster_stands_against_it(tmp_path: pathlib.Path, p
 @pytest.mark.parametrize(("text", "name"), [("totem { }", None), (" cluster_name:  a-b \n", "a-b"), ("", None)])
 def test_the_name_of_corosyncs_cluster_is_read(text: str, name: str | None) -> None:
     assert corosync_cluster_name(text) == name
+
+
+def test_machines_that_have_the_lock_space_stand_against_it(paths: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def clustered(name: str = "raidfs", *, quorate: bool = True) -> None:
+        facts = ClusterFacts(name, 1, quorate=quorate, two_node=False, wait_for_all=False)
+        monkeypatch.setattr(corosync, "cluster_facts", lambda: facts)
+
+    users = {"00010203-0405-0607-0809-0a0b0c0d0e0f": [1, 2, 5]}  # what is here has a reason of its own
+    monkeypatch.setattr(corosync, "lock_space_users", lambda name: users.get(name, []))
+    clustered()
+    found = check_handover(paths)
+    assert [type(error) for error in found.against] == [errors.LockSpaceElsewhere]
+    assert "is in use on machine 2, 5 of the cluster" in str(found.against[0])
+    users.clear()
+    found = check_handover(paths)
+    assert (found.is_safe, found.cluster_seen) == (True, True)
+    for unseen in ({"name": "blue"}, {"quorate": False}):
+        clustered(**unseen)
+        found = check_handover(paths)
+        assert (found.is_safe, found.cluster_seen) == (True, False)
 
 
 def test_the_same_image_twice_is_refused(paths: list[str]) -> None:

@@ -18,8 +18,9 @@ examples:
   raidfs handover --check /dev/sdb /dev/sdc    after the last `raidfs umount`, before `mdadm --assemble`
   raidfs handover --check /dev/sdb /dev/sdc    after `mdadm --stop` on every machine, before `raidfs mount`
 
-Nothing is written. Only this machine is seen: stop the array on the others first. Dirty chunks do not stand against it:
-whoever starts the array next resyncs them; Linux's md does so at its first write, or `mdadm --readwrite`.
+Nothing is written. Other machines are seen when corosync runs here for the array's cluster; otherwise only this one is:
+stop the array on the others first. Dirty chunks do not stand against it: whoever starts the array next resyncs them;
+Linux's md does so at its first write, or `mdadm --readwrite`.
 Exit status 1: something stands against it, and is named.
 """
 
@@ -67,5 +68,7 @@ def _lines(found: Handover) -> Iterator[str]:
         yield f"slot {slot.slot}: {of} are dirty, and are resynced by whoever starts the array next"
     for error in found.against:
         yield f"against it: {error}"
-    if found.is_safe:
+    if found.is_safe and found.cluster_seen:
+        yield "safe: no machine of the cluster uses the array"
+    elif found.is_safe:
         yield "safe, as far as this machine sees; stop the array on all others first"

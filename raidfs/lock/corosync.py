@@ -1,4 +1,4 @@
-"""corosync by ctypes: what a cluster is called, whether it has quorum, and a group of processes that hear each other.
+"""corosync by ctypes: what a cluster is called, whether it has quorum, who uses a lock space, and groups of processes.
 
 Its libraries (libcmap, libquorum, libvotequorum, libcpg) come with the daemon. Calls are short but wait for it, so they
 are made from threads. Numbers are those of corosync/corotypes.h, quorum.h, votequorum.h and cpg.h, version 3.
@@ -21,6 +21,7 @@ _DISPATCH_ALL = 2
 _TRACK_CURRENT_AND_CHANGES = 0x01 | 0x02
 _AGREED = 2
 _GROUP_BYTES_MAX = 128
+_ITERATION_ALL = 3
 
 _u32, _u64, _size, _pointer = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_size_t, ctypes.c_void_p
 
@@ -43,6 +44,10 @@ class _Name(ctypes.Structure):
 
 class _Address(ctypes.Structure):
     _fields_ = (("nodeid", _u32), ("pid", _u32), ("reason", _u32))
+
+
+class _Description(ctypes.Structure):
+    _fields_ = (("group", _Name), ("nodeid", _u32), ("pid", _u32))
 
 
 class _Iovec(ctypes.Structure):
@@ -88,6 +93,7 @@ class ClusterFacts:
     """What corosync is set up for, and how it stands."""
 
     cluster_name: str
+    node_id: int
     quorate: bool
     two_node: bool
     wait_for_all: bool
@@ -118,7 +124,33 @@ def cluster_facts() -> ClusterFacts:
     except Gone:
         raise CorosyncNotRunning(code=0) from None
     # VOTEQUORUM_INFO_TWONODE, _QUORATE, _WAIT_FOR_ALL
-    return ClusterFacts(name, bool(info.flags & 2), bool(info.flags & 1), bool(info.flags & 4))
+    return ClusterFacts(name, info.node_id, bool(info.flags & 2), bool(info.flags & 1), bool(info.flags & 4))
+
+
+def lock_space_users(name: str) -> list[int]:
+    """Return the corosync ids of the machines that have joined the DLM's lock space ``name``, in order; joins nothing.
+
+    dlm_controld is in a group of its name for each lock space of its machine (dlm_daemon/cpg.c: dlm_join_lockspace),
+    whoever has opened it, a process or the kernel's md. Raises MissingLibrary, CorosyncDenied, CorosyncNotRunning.
+    """
+    library = _library("libcpg.so.4", "libcpg4")
+    handle, iteration, found = _u64(), _u64(), _Description()
+    _connect(library.cpg_initialize, handle, ctypes.byref(_CpgCallbacks()))
+    users = set()
+    try:
+        start = library.cpg_iteration_initialize
+        _check("cpg_iteration_initialize", start(handle, ctypes.c_int(_ITERATION_ALL), None, ctypes.byref(iteration)))
+        try:
+            while library.cpg_iteration_next(iteration, ctypes.byref(found)) == _OK:
+                if found.group.value.decode(errors="replace") == f"dlm:ls:{name}":
+                    users.add(found.nodeid)
+        finally:
+            library.cpg_iteration_finalize(iteration)
+    except Gone:
+        raise CorosyncNotRunning(code=0) from None
+    finally:
+        library.cpg_finalize(handle)
+    return sorted(users)
 
 
 class QuorumWatch:

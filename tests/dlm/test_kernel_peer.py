@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 
 import pytest
 from support.lab_arrays import DLM
@@ -34,10 +35,10 @@ STRUCK = [3, 4, 77, 200, 255]  # chunks
 
 
 def check(node: Node, disks: list[Disk], *, against: str = "") -> None:
-    """Ask raidfs whether a handover is safe; ``against`` are words of the reason why not."""
+    """Ask raidfs whether a handover is safe for the whole cluster; ``against`` are words of the reason why not."""
     said = node.said("raidfs", "handover", "--check", *[disk.guest for disk in disks])
     assert (said.status == 0) == (against == ""), said.out + said.err
-    assert against in said.out
+    assert (against or "safe: no machine of the cluster uses the array") in said.out
 
 
 def kill_node(node: Node) -> None:
@@ -48,6 +49,14 @@ def kill_node(node: Node) -> None:
     node.said("fusermount3", "-u", "-z", "/mnt")
 
 
+def end_lock_space(node: Node, disks: list[Disk]) -> None:
+    """Do what the check on that machine says."""
+    said = node.said("raidfs", "handover", "--check", *[disk.guest for disk in disks])
+    advice = re.search(r"`(dlm_tool leave [0-9a-f-]+)`", said.out)
+    assert advice, said.out
+    node.shell(advice[1])
+
+
 def test_an_array_of_raidfs_is_used_and_grown_by_the_kernel_and_mounted_again(two: Cluster) -> None:
     first, second = two.nodes
     disks = two.disks[:2]
@@ -55,6 +64,7 @@ def test_an_array_of_raidfs_is_used_and_grown_by_the_kernel_and_mounted_again(tw
     raidfs_mount(first, disks, *DLM)
     first.write(FILE, 1, 0, SIZE)
     check(first, disks, against="is a leg of the node at /mnt")
+    check(second, disks, against="is in use on machine 1 of the cluster")
     raidfs_umount(first)
     check(first, disks)
 
@@ -69,8 +79,9 @@ def test_an_array_of_raidfs_is_used_and_grown_by_the_kernel_and_mounted_again(tw
     first.write(MD, 2, SIZE, SIZE)
     for node in two.nodes:
         eventually(functools.partial(md_is_quiet, node), "the new space is resynced")
-    for node in two.nodes:
-        md_stop(node)
+    md_stop(second)
+    check(second, disks, against="is in use on machine 1 of the cluster")
+    md_stop(first)
     check(second, disks)
 
     raidfs_mount(second, disks, *DLM)
@@ -114,18 +125,24 @@ def test_an_array_of_mdadm_is_used_by_raidfs_and_assembled_again(two: Cluster) -
         assert node.checksum(MD, SIZE, SIZE) == checksum_of(3, SIZE)
 
 
-def test_the_kernel_resyncs_just_what_a_node_of_raidfs_was_writing_when_it_died(two: Cluster) -> None:
+@pytest.mark.parametrize("options", [(), pytest.param(DLM, marks=pytest.mark.lab_full)], ids=["local", "dlm"])
+def test_the_kernel_resyncs_just_what_a_node_of_raidfs_was_writing_when_it_died(
+    two: Cluster, options: tuple[str, ...]
+) -> None:
     first, second = two.nodes
     disks = two.disks[:2]
     raidfs_create(first, disks, "--assume-clean", "--bitmap-chunk", "64K")
-    raidfs_mount(first, disks)
+    raidfs_mount(first, disks, *options)
     raidfs_umount(first)  # a new bitmap is full of bits
-    raidfs_mount(first, disks)
+    raidfs_mount(first, disks, *options)
     writer = first.begin(*DATA, "strike", FILE, CHUNK, *STRUCK)
     eventually(lambda: disks[0].dirty_chunks() == set(STRUCK), "all of them are being written")
     kill_node(first)
     assert writer.said().status != 0
     assert disks[0].dirty_chunks() == disks[1].dirty_chunks() == set(STRUCK)
+    if options == DLM:  # the kernel keeps a lock space when who has made it is killed
+        check(second, disks, against="is in use on machine 1 of the cluster")
+        end_lock_space(first, disks)
     check(second, disks)  # dirty bits are what the other side is for
     disks[1].scribble()
 

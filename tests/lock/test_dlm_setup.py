@@ -35,9 +35,9 @@ enable_quorum_lockspace=1
 
 """
 FENCED = {"enable_fencing": "1", "enable_quorum_lockspace": "1"}
-THREE_NODES = ClusterFacts("hacluster", quorate=True, two_node=False, wait_for_all=False)
-TWO_NODES = ClusterFacts("hacluster", quorate=True, two_node=True, wait_for_all=True)
-TWO_ALONE = ClusterFacts("hacluster", quorate=True, two_node=True, wait_for_all=False)
+THREE_NODES = ClusterFacts("hacluster", 1, quorate=True, two_node=False, wait_for_all=False)
+TWO_NODES = ClusterFacts("hacluster", 1, quorate=True, two_node=True, wait_for_all=True)
+TWO_ALONE = ClusterFacts("hacluster", 1, quorate=True, two_node=True, wait_for_all=False)
 
 
 def there(library: str) -> bool:
