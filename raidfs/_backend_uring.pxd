@@ -11,6 +11,7 @@ cdef extern from "<sys/uio.h>" nogil:
 
 cdef struct Ring:
     int fd                           # -1 when there is none
+    bint keeps                       # files, see ring_keep
     uint32_t entries
     uint32_t queued                  # entries filled and not given to the kernel yet
     uint32_t sq_mask
@@ -27,6 +28,7 @@ cdef struct Ring:
     uint32_t sqe_bytes
 
 cdef int ring_open(Ring *ring, uint32_t entries, bint wide) noexcept nogil
+cdef int ring_keep(Ring *ring, int *fds, uint32_t count) noexcept nogil
 cdef void ring_close(Ring *ring) noexcept nogil
 cdef int ring_push_op(Ring *ring, int fd, LegOp *op) noexcept nogil
 cdef int ring_push_poll(Ring *ring, int fd, bint exclusive, uint64_t name) noexcept nogil

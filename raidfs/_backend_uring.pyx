@@ -71,7 +71,8 @@ cdef extern from *:
     uint32_t IORING_FEAT_SINGLE_MMAP, IORING_FEAT_NODROP
     uint32_t IORING_FSYNC_DATASYNC, IORING_ENTER_GETEVENTS, RWF_DSYNC, EPOLLIN, EPOLLEXCLUSIVE
     uint64_t IORING_OFF_SQ_RING, IORING_OFF_SQES
-    long SYS_io_uring_setup, SYS_io_uring_enter
+    long SYS_io_uring_setup, SYS_io_uring_enter, SYS_io_uring_register
+    int IORING_REGISTER_FILES, IORING_UNREGISTER_FILES
     int PROT_READ, PROT_WRITE, MAP_SHARED, MAP_POPULATE
     void *MAP_FAILED
     long syscall(long number, ...) nogil
@@ -140,8 +141,22 @@ cdef void *map_ring(int fd, uint64_t length, uint64_t what) noexcept nogil:
     return NULL if place == MAP_FAILED else place
 
 
+cdef int ring_keep(Ring *ring, int *fds, uint32_t count) noexcept nogil:
+    """Have files stay open as long as an operation of this ring is in flight; return 0 or -errno. Once only.
+
+    The end of a process does not wait for what its rings have in flight, and closes its descriptors meanwhile; the
+    kernel lets go of files that are registered with a ring only when the last operation has ended.
+    """
+    if syscall(SYS_io_uring_register, ring.fd, IORING_REGISTER_FILES, fds, count) < 0:
+        return -errno
+    ring.keeps = True
+    return 0
+
+
 cdef void ring_close(Ring *ring) noexcept nogil:
     """Close a ring that has nothing in flight; one that was never opened is left alone."""
+    if ring.keeps:                   # now, and not when the kernel comes to it
+        syscall(SYS_io_uring_register, ring.fd, IORING_UNREGISTER_FILES, NULL, 0)
     if ring.rings != NULL:
         munmap(ring.rings, ring.rings_bytes)
     if ring.sqes != NULL:

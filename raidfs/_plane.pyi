@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 from raidfs._backend_threads import ThreadBackend
 from raidfs._core import Engine
 
@@ -8,7 +10,8 @@ class Plane:
     ``fuse_fd`` is the mounted ``/dev/fuse`` and ``pyfuse3_fd`` our end of the socket pair; the caller keeps owning
     both. 1 is added to the eventfd ``done_fd`` when no worker runs any more and every data request has its answer.
     With ``ring`` each worker has an io_uring for legs that are not in memory; without it the pool carries those out.
-    With ``uring`` the workers take requests through io_uring, too, from `begin_uring` on.
+    With ``uring`` the workers take requests through io_uring, too, from `begin_uring` on. ``lifelines`` are descriptors
+    that a ring keeps open, whatever becomes of this process, until the last operation in it has ended; at most 8.
     """
 
     def __init__(
@@ -22,6 +25,7 @@ class Plane:
         workers: int,
         ring: bool,
         uring: bool = False,
+        lifelines: Sequence[int] = (),
     ) -> None: ...
     def prepare(self, number: int) -> bool:
         """Get ready to be worker ``number``, in its thread; return whether it has the ring that it was to have."""

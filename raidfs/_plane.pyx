@@ -20,8 +20,8 @@ from libc.string cimport memcpy, memset
 
 from raidfs._backend_threads cimport Pool, ThreadBackend, carry_out
 from raidfs._backend_uring cimport (
-    Ring, iovec, ring_close, ring_enter, ring_open, ring_push_command, ring_push_op, ring_push_poll, ring_push_read,
-    ring_take,
+    Ring, iovec, ring_close, ring_enter, ring_keep, ring_open, ring_push_command, ring_push_op, ring_push_poll,
+    ring_push_read, ring_take,
 )
 from raidfs._core cimport (
     OP_FLUSH, OP_PUNCH, OP_READ, OP_ZERO, PAGE_BYTES, REQUEST_BYTES_MAX, REQUEST_DURABLE, REQUEST_FLUSH, REQUEST_PUNCH,
@@ -120,6 +120,10 @@ include "plane/workers.pxi"
 include "plane/uring.pxi"
 
 
+cdef enum:
+    LIFELINES_MAX = 8
+
+
 cdef class Plane:
     """The workers of one mount; see ``_plane.pyi``."""
 
@@ -130,10 +134,12 @@ cdef class Plane:
     cdef list fds
     cdef int count
     cdef int stop_fd
+    cdef int lifelines[LIFELINES_MAX]
+    cdef int lifelines_count
     cdef bint closed
 
     def __cinit__(self, Engine engine not None, ThreadBackend legs, int fuse_fd, int pyfuse3_fd, int done_fd, *,
-                  int workers, bint ring, bint uring=False, **others):
+                  int workers, bint ring, bint uring=False, lifelines=(), **others):
         cdef int i
         self.engine = engine
         self.legs = legs
@@ -145,6 +151,11 @@ cdef class Plane:
             raise MemoryError
         self.state.e = engine.e
         self.state.pool = legs.pool if legs is not None else NULL
+        self.lifelines_count = len(lifelines)
+        if self.lifelines_count > LIFELINES_MAX:
+            raise ValueError("too many lifelines")
+        for i in range(self.lifelines_count):
+            self.lifelines[i] = lifelines[i]
         self.state.pyfuse3_fd = pyfuse3_fd
         self.state.done_fd = done_fd
         pthread_mutex_init(&self.state.mutex, NULL)
@@ -204,9 +215,17 @@ cdef class Plane:
     def prepare(self, int number):
         """Get ready to be worker `number`, in its thread; return whether it has the ring that it was to have."""
         cdef Worker *worker = &self.workers[number]
-        if worker.wants_ring and ring_open(&worker.ring, RING_ENTRIES, worker.is_wide) < 0:
+        if worker.wants_ring and not self.open_ring(worker):
             worker.has_ring = False
             worker.wants_ring = False
+            return False
+        return True
+
+    cdef bint open_ring(self, Worker *worker) noexcept:
+        if ring_open(&worker.ring, RING_ENTRIES, worker.is_wide) < 0:
+            return False
+        if self.lifelines_count and ring_keep(&worker.ring, self.lifelines, <uint32_t> self.lifelines_count) < 0:
+            ring_close(&worker.ring)
             return False
         return True
 

@@ -129,6 +129,11 @@ class Node:
         """Have ``hook(size_bytes)`` awaited whenever the array's capacity has changed, before that is acknowledged."""
         self.array.on_capacity = hook
 
+    @property
+    def lifelines(self) -> Sequence[int]:
+        """See `raidfs.lock.api.Lockspace.lifelines`."""
+        return self.membership.lockspace.lifelines
+
     def leg_threads(self) -> ThreadBackend | None:
         """Return the pool with the legs' descriptors; None when the native plane must leave leg operations alone."""
         backend = self.devices.backend

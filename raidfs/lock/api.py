@@ -127,6 +127,14 @@ class Lockspace(Protocol):
         With fencing that takes as long as fencing does. Who counts the time that others take does not count this.
         """
 
+    @property
+    def lifelines(self) -> tuple[int, ...]:
+        """Descriptors whose end is what tells the manager that this process is dead.
+
+        Whatever may still reach the images after the end of the process has to keep a reference on them: nobody takes
+        over a slot before its owner's last write has ended (P6).
+        """
+
     def leave_soon(self) -> None:
         """Say that this member is about to leave: a manager that is stalled does not hold it up for long.
 

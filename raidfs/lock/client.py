@@ -105,6 +105,9 @@ class _SocketCarrier:
         self._link.flush()
         self._link.close()
 
+    def lifelines(self) -> tuple[int, ...]:
+        return (self._link.fileno(),)
+
     def stalled(self) -> bool:
         return False
 

@@ -114,6 +114,10 @@ class _DlmCarrier:
     def close(self) -> None:
         """See `raidfs.lock.member.Carrier`; the kernel's locks stay until `end`."""
 
+    def lifelines(self) -> tuple[int, ...]:
+        """See `raidfs.lock.member.Carrier`: the kernel releases the locks with the last reference on the device."""
+        return tuple(fd for space in self._spaces.values() if (fd := space.fileno()) >= 0)
+
     def stalled(self) -> bool:
         """See `raidfs.lock.member.Carrier`."""
         return any(space.stalled() for space in self._spaces.values())
@@ -239,6 +243,10 @@ class _Space:
             self._unlock(lock)
         if not self._locks and self._fd >= 0:
             self._finish()
+
+    def fileno(self) -> int:
+        """Return the descriptor of the lock space's device; -1 when there is none."""
+        return -1 if self._released else self._fd
 
     def release(self) -> None:
         """Leave without a word to anybody: closing the descriptor frees the locks as a death does."""

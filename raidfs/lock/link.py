@@ -45,6 +45,10 @@ class Link:
         """How much the peer has left unread, beyond what the socket itself holds."""
         return len(self._unsent)
 
+    def fileno(self) -> int:
+        """Return the descriptor of the socket; it stays the link's to close."""
+        return self._sock.fileno()
+
     @property
     def peer_uid(self) -> int:
         """The user that the peer ran as when it connected or, for a server, when it began to listen."""

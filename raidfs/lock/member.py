@@ -54,6 +54,9 @@ class Carrier(Protocol):
     def close(self) -> None:
         """End the connection; a second call does nothing."""
 
+    def lifelines(self) -> tuple[int, ...]:
+        """See `raidfs.lock.api.Lockspace.lifelines`."""
+
     def stalled(self) -> bool:
         """Tell whether the manager is known to answer nobody for a while, and to go on afterwards (recovery)."""
 
@@ -175,6 +178,11 @@ class MemberHub:
         """See `Lockspace.stalled`."""
         return self._carrier.stalled()
 
+    @property
+    def lifelines(self) -> tuple[int, ...]:
+        """See `Lockspace.lifelines`."""
+        return self._carrier.lifelines()
+
     def leave_soon(self) -> None:
         """See `Lockspace.leave_soon`."""
         self.leaving = True
@@ -255,6 +263,11 @@ class MemberLockspace:
     def stalled(self) -> bool:
         """See `Lockspace.stalled`."""
         return self.hub.stalled
+
+    @property
+    def lifelines(self) -> tuple[int, ...]:
+        """See `Lockspace.lifelines`."""
+        return self.hub.lifelines
 
     def leave_soon(self) -> None:
         """See `Lockspace.leave_soon`."""

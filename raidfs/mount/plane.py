@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import threading
+from collections.abc import Sequence
 from typing import Protocol
 
 import trio
@@ -67,7 +68,7 @@ def open_plane(wanted: Plane, fuse_fd: int, node: ServedNode, *, fuse_uring: boo
     if wanted == "native":
         engine = node.engine
         if engine is not None:
-            return NativePlane(fuse_fd, engine, node.leg_threads(), fuse_uring=fuse_uring)
+            return NativePlane(fuse_fd, engine, node.leg_threads(), node.lifelines, fuse_uring=fuse_uring)
         log.warning("there is no engine behind this volume that the native plane could feed; pyfuse3 serves the data")
     return Relay(fuse_fd, node.volume)
 
@@ -76,11 +77,21 @@ class NativePlane:
     """`ServingPlane` in native code; requests that are not about data go to pyfuse3 and their answers come back here.
 
     ``fuse_fd`` is the mounted ``/dev/fuse``; it is owned from now on. ``legs`` carries out what control asks of the
-    legs, and what the workers leave to it; None leaves all of that to a backend of its own (``--fault``).
+    legs, and what the workers leave to it; None leaves all of that to a backend of its own (``--fault``). ``lifelines``
+    stay open until no write of this process is in flight any more, even if it is killed (`ServedNode.lifelines`).
     """
 
-    def __init__(self, fuse_fd: int, engine: Engine, legs: ThreadBackend | None, *, fuse_uring: bool = False) -> None:
+    def __init__(
+        self,
+        fuse_fd: int,
+        engine: Engine,
+        legs: ThreadBackend | None,
+        lifelines: Sequence[int] = (),
+        *,
+        fuse_uring: bool = False,
+    ) -> None:
         self._fuse_fd = fuse_fd
+        self._lifelines = lifelines
         self._uring = fuse_uring and _can_use_fuse_uring()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._ours = trio.socket.from_stdlib_socket(ours)
@@ -96,7 +107,8 @@ class NativePlane:
 
     def _make_workers(self, engine: Engine, legs: ThreadBackend | None, count: int) -> NativeWorkers:
         fds = self._fuse_fd, self._ours.fileno(), self._done_fd
-        return NativeWorkers(engine, legs, *fds, workers=count, ring=_wants_ring(legs), uring=self._uring)
+        wanted = {"ring": _wants_ring(legs), "uring": self._uring}
+        return NativeWorkers(engine, legs, *fds, workers=count, lifelines=self._lifelines, **wanted)
 
     def _be_worker(self, number: int) -> None:
         # Whether every worker has its ring must be known before the kernel's INIT is answered.

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 from raidfs._backend_threads import ThreadBackend
@@ -61,6 +61,10 @@ class ServedNode(Protocol):
 
     def tell_capacity(self, hook: CapacityHook) -> None:
         """Have ``hook(size_bytes)`` awaited whenever ``volume.size_bytes`` has changed, before that is acknowledged."""
+
+    @property
+    def lifelines(self) -> Sequence[int]:
+        """Descriptors by whose end others learn that this process is dead; who writes to legs must not outlive them."""
 
     def leg_threads(self) -> ThreadBackend | None:
         """Return the pool with the legs' descriptors; None when the native plane must leave leg operations alone."""

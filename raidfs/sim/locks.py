@@ -122,6 +122,10 @@ class SimulatedClient:
         """See `raidfs.lock.member.Carrier`."""
         self._locks._end(self)
 
+    def lifelines(self) -> tuple[int, ...]:
+        """See `raidfs.lock.member.Carrier`: a simulated node dies at once."""
+        return ()
+
     def stalled(self) -> bool:
         """See `raidfs.lock.member.Carrier`."""
         return False

@@ -125,6 +125,7 @@ class RemoteManager:
 class RemoteLockspace:
     lost: str | None = None
     stalled = False
+    lifelines = ()
 
     def __init__(self, manager: RemoteManager, number: int, name: str) -> None:
         self.name = name

@@ -33,6 +33,9 @@ class HandCarrier:
     def close(self) -> None:
         self.closed = True
 
+    def lifelines(self) -> tuple[int, ...]:
+        return ()
+
     def stalled(self) -> bool:
         return False
 

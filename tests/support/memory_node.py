@@ -152,6 +152,10 @@ class MemoryNode:
     def tell_capacity(self, hook: CapacityHook) -> None:
         return
 
+    @property
+    def lifelines(self) -> tuple[int, ...]:
+        return ()
+
     def leg_threads(self) -> ThreadBackend | None:
         return None
 
