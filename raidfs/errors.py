@@ -690,6 +690,15 @@ class NotFenced(DlmError):
     errno = _errno.EPERM
 
 
+class LockSpaceOfMd(LockError):
+    """The DLM does not let us join: the others have value blocks of another size, as the kernel's md has."""
+
+    template = (
+        "lock space {name} is not one of raidfs: Linux's md runs this array on another machine; stop it there "
+        "(`mdadm --stop`), `raidfs handover --check` with the images says on which"
+    )
+
+
 class DlmFailed(DlmError):
     """The DLM refuses to open a lock space."""
 

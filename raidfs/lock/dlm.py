@@ -26,7 +26,7 @@ from typing import Any
 
 import trio
 
-from raidfs.errors import DlmFailed, LockProtocolError, RaidfsError
+from raidfs.errors import DlmFailed, LockProtocolError, LockSpaceOfMd, RaidfsError
 from raidfs.lock import dlm_setup, events, libdlm, roster
 from raidfs.lock.api import LockView, Mode
 from raidfs.lock.libdlm import KernelLock, Libdlm
@@ -166,7 +166,7 @@ class _DlmCarrier:
             await space.open(self._allow_unfenced)
         except (RaidfsError, OSError) as error:
             space.ended.set()
-            failure = error if isinstance(error, RaidfsError) else DlmFailed(name=space.name, reason=error.strerror)
+            failure = error if isinstance(error, RaidfsError) else _why_not_open(space.name, error)
             self._spaces.pop(space.number, None)
             self.deliver(events.Failed(space.number, tag, failure))
             return
@@ -178,6 +178,13 @@ class _DlmCarrier:
         assert space.roster is not None
         views = await space.roster.query()
         self.deliver(events.Answer(space.number, tag, tuple(views)))
+
+
+# Members that have a lock space with value blocks of another size make the recovery end so (fs/dlm/rcom.c).
+def _why_not_open(name: str, error: OSError) -> RaidfsError:
+    if error.errno == errno.EPROTO:
+        return LockSpaceOfMd(name=name)
+    return DlmFailed(name=name, reason=error.strerror)
 
 
 class _Lock:

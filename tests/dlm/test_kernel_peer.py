@@ -168,7 +168,10 @@ def test_raidfs_resyncs_just_what_the_kernel_was_writing_when_its_machine_died(t
     dirty = disks[0].dirty_chunks()
     assert dirty
     assert dirty <= set(STRUCK)
-    check(second, disks)
+    images = [disk.guest for disk in disks]
+    eventually(
+        lambda: second.said("raidfs", "handover", "--check", *images).status == 0, "corosync has removed the machine"
+    )
     disks[1].scribble()
 
     raidfs_mount(second, disks)
@@ -183,3 +186,18 @@ def md_create(node: Node, disks: list[Disk], *options: str) -> None:
     shape = ("--level=1", "--bitmap=clustered", "--metadata=1.2", "--nodes=4", "--bitmap-chunk=64K", "--name=md0")
     devices = [disk.guest for disk in disks]
     node.run("mdadm", "--create", MD, *shape, f"--raid-devices={len(disks)}", "--run", *options, *devices)
+
+
+@pytest.mark.lab_full
+def test_a_node_does_not_join_what_the_kernel_runs_on_another_machine(two: Cluster) -> None:
+    first, second = two.nodes
+    disks = two.disks[:2]
+    md_create(first, disks)
+    check(second, disks, against="is in use on machine 1 of the cluster")
+    said = second.said("raidfs", "mount", *DLM, *[disk.guest for disk in disks], "/mnt", timeout_s=120)
+    assert said.status != 0
+    assert "Linux's md runs this array on another machine; stop it there" in said.err
+    first.write(MD, 1, 0, SIZE)
+    assert first.checksum(MD, 0, SIZE) == checksum_of(1, SIZE)
+    md_assemble(second, disks)
+    assert second.checksum(MD, 0, SIZE) == checksum_of(1, SIZE)
