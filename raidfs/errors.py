@@ -690,13 +690,14 @@ class NotFenced(DlmError):
     errno = _errno.EPERM
 
 
-class LockSpaceOfMd(LockError):
+class LockSpaceOfMd(DlmError):
     """The DLM does not let us join: the others have value blocks of another size, as the kernel's md has."""
 
     template = (
         "lock space {name} is not one of raidfs: Linux's md runs this array on another machine; stop it there "
         "(`mdadm --stop`), `raidfs handover --check` with the images says on which"
     )
+    errno = _errno.EBUSY
 
 
 class DlmFailed(DlmError):
