@@ -561,6 +561,9 @@ async def test_a_manager_that_is_closed_leaves_its_lock_spaces_as_a_dead_client_
     lock = await space.lock("r")
     (b,) = await locks(harness, 1)
     await lock.convert(EX)
+    lock.lvb = value("before")
+    await lock.convert(NL)
+    await lock.convert(EX)
     await manager.close()
     with trio.fail_after(10):
         await b.convert(EX)
