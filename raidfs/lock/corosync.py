@@ -17,6 +17,7 @@ from raidfs.errors import CorosyncDenied, CorosyncNotRunning, MissingLibrary
 _OK = 1
 _TRY_AGAIN = 6
 _ACCESS = 11
+_NO_SECTIONS = 27
 _DISPATCH_ALL = 2
 _TRACK_CURRENT_AND_CHANGES = 0x01 | 0x02
 _AGREED = 2
@@ -141,7 +142,8 @@ def lock_space_users(name: str) -> list[int]:
         start = library.cpg_iteration_initialize
         _check("cpg_iteration_initialize", start(handle, ctypes.c_int(_ITERATION_ALL), None, ctypes.byref(iteration)))
         try:
-            while library.cpg_iteration_next(iteration, ctypes.byref(found)) == _OK:
+            while (code := library.cpg_iteration_next(iteration, ctypes.byref(found))) != _NO_SECTIONS:
+                _check("cpg_iteration_next", code)  # else a list that was cut off would look like nobody
                 if found.group.value.decode(errors="replace") == f"dlm:ls:{name}":
                     users.add(found.nodeid)
         finally:
